@@ -1,0 +1,1 @@
+"""The ``vitq.*`` operators: type inference, definition, bounds, builders; one file per family."""

@@ -1,0 +1,1 @@
+"""Ground floor: instruction sets, TIR computes and schedules. Knows nothing of ViTs."""
