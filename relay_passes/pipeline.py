@@ -1,0 +1,94 @@
+"""The order of the passes, to be read top to bottom.
+
+``lower`` takes the quantize/dequantize form to the fused integer dialect and proves it;
+``build_passes`` takes the dialect to a module that the Relax VM can run on a target. Together they
+are the pipeline ``vitq`` of ``relax.get_pipeline``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tvm
+from schedules.apply import ApplySchedules
+from schedules.isa import ISA, isa_for
+from tvm import relax
+
+from . import dialect
+from .check_integer_only import check_integer_only, check_integer_only_tir
+from .check_ranges import check_ranges
+from .fuse_epilogues import FuseEpilogues
+from .lower import LowerToInteger
+from .pack import PackWeights
+from .split_boundary import SplitBoundary
+
+__all__ = ["build_passes", "lower", "vitq_pipeline"]
+
+
+def _dump(mod: tvm.IRModule, dump_ir: str | Path | None, name: str) -> tvm.IRModule:
+    if dump_ir is not None:
+        folder = Path(dump_ir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.py").write_text(mod.script())
+    return mod
+
+
+def lower(mod: tvm.IRModule, dump_ir: str | Path | None = None) -> tvm.IRModule:
+    """Lower a quantize/dequantize module to the fused integer dialect and prove it.
+
+    Parameters
+    ----------
+    mod
+        Module in quantize/dequantize form (what ``tvm_vitq.quantize`` returns).
+    dump_ir
+        Folder that receives the module's text after every phase.
+
+    Raises
+    ------
+    VitqError
+        If an operator has no integer lowering, a float is left, or a range cannot be proved.
+    """
+    assert dialect
+    _dump(mod, dump_ir, "1_quantized")
+    mod = _dump(LowerToInteger()(mod), dump_ir, "2_integer")
+    mod = _dump(FuseEpilogues()(mod), dump_ir, "3_fused")
+    check_integer_only(mod)
+    check_ranges(mod)
+    return mod
+
+
+def build_passes(isa: ISA) -> list[tvm.transform.Pass]:
+    """Return the passes from the integer dialect to a VM-ready module for one instruction set."""
+    return [
+        # Integer dialect to kernels.
+        PackWeights(isa),
+        SplitBoundary(),
+        relax.transform.LegalizeOps(),
+        check_integer_only_tir(),
+        relax.transform.AnnotateTIROpPattern(),
+        ApplySchedules(isa),
+        # Relax to the virtual machine.
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+
+
+def vitq_pipeline(target: tvm.target.Target | None = None) -> tvm.transform.Pass:
+    """Return the pipeline ``vitq``: quantize/dequantize form to a VM-ready integer module."""
+
+    @tvm.transform.module_pass(opt_level=0, name="vitq")
+    def _pipeline(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        where = target or tvm.target.Target.current(allow_none=False)
+        with where:
+            return tvm.transform.Sequential(build_passes(isa_for(where)))(lower(mod))
+
+    return _pipeline
