@@ -1,0 +1,1 @@
+"""Small modules and tensors that the tests of several packages share."""

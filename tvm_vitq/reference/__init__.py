@@ -1,0 +1,1 @@
+"""Second, independent implementations: the float module by torch, the integer dialect by int64 NumPy."""
