@@ -50,8 +50,9 @@ class _Net:
 
     def block(self, x: relax.Expr, heads: int, ratio: int) -> relax.Var:
         x = self.bb.emit(R.add(x, self.attention(self.norm(x), heads)))
-        hidden = self.linear(self.norm(x), int(x.ty.shape[-1]) * ratio)
-        return self.bb.emit(R.add(x, self.linear(self.bb.emit(R.nn.gelu(hidden)), int(x.ty.shape[-1]))))
+        width = int(x.ty.shape[-1])
+        hidden = self.bb.emit(R.nn.gelu(self.linear(self.norm(x), width * ratio)))
+        return self.bb.emit(R.add(x, self.linear(hidden, width)))
 
     def patches(self, x: relax.Expr, patch: int) -> relax.Var:
         b, c, h, w = (int(s) for s in x.ty.shape)
@@ -73,7 +74,7 @@ def tiny_vit_module(
     mlp_ratio: int = 4,
     seed: int = 0,
 ) -> tvm.IRModule:
-    """Return a random pre-norm ViT of ``(image/patch)^2 + 1`` tokens in canonical float form (stage 1).
+    """Return a random pre-norm ViT of ``(image/patch)^2 + 1`` tokens in canonical float form.
 
     Parameters
     ----------

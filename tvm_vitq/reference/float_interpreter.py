@@ -1,12 +1,12 @@
 """Executes a canonical float module or a quantize/dequantize module with torch on the CPU.
 
-A module is built for one static batch B. Every activation is held here with one more leading axis of
-n chunks, shape ``[n, *static shape]``, and every operator is lifted over that axis. So a module of
-batch 1 runs any number of images at once, whatever its reshapes and transposes do with its own batch
-axis: nothing is guessed about where the batch lies.
+A module is built for one static batch B. Every activation is held here with one more leading axis
+of n chunks, shape ``[n, *static shape]``, and every operator is lifted over that axis. So a module
+of batch 1 runs any number of images at once, whatever its reshapes and transposes do with its own
+batch axis: nothing is guessed about where the batch lies.
 
-The rounding rule is that of the integer contract: ``q = clamp(floor(x / s + 0.5) + z)``; a code with
-zero point 0 is clipped symmetrically (-127, -32767).
+The rounding rule is that of the integer contract: ``q = clamp(floor(x / s + 0.5) + z)``; a code
+with zero point 0 is clipped symmetrically (-127, -32767).
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ def code_range(dtype: str, zero_point: int) -> tuple[int, int]:
     return (-hi, hi) if zero_point == 0 and lo < 0 else (lo, hi)
 
 
-def quantize(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, dtype: str) -> torch.Tensor:
+def quantize(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, dtype: str
+) -> torch.Tensor:
     """Round half up to codes; the codes are returned as float32 (exact, they are below 2^24)."""
     lo, hi = code_range(dtype, int(zero_point.reshape(-1)[0]))
     return (x / scale).add_(0.5).floor_().add_(zero_point.to(x.dtype)).clamp_(lo, hi)
 
 
 def fake_quantize(x: torch.Tensor, scale: float, zero_point: int, dtype: str) -> torch.Tensor:
-    """Return ``x`` after one trip through codes of ``dtype``: clamp(floor(x/s + 0.5) + z) back to real."""
+    """Return ``x`` after one trip through the codes of ``dtype``."""
     lo, hi = code_range(dtype, zero_point)
     codes = (x * (1.0 / scale)).add_(0.5).floor_()
     return codes.clamp_(lo - zero_point, hi - zero_point).mul_(scale)
@@ -218,7 +220,7 @@ OPERATORS: dict[str, Callable[[Sequence[torch.Tensor], Step], torch.Tensor]] = {
 
 
 class Program:
-    """The steps of ``main`` with its constants as torch tensors; constant subexpressions are folded.
+    """The steps of ``main`` and its constants as torch tensors; constant subexpressions are folded.
 
     Parameters
     ----------
@@ -277,7 +279,8 @@ class Program:
             raise VitqError(f"operator {expr.op.name}: not part of the canonical float form")
         first = expr.args[0]
         tensors = list(first.fields) if isinstance(first, relax.Tuple) else []
-        tensors += [a for a in expr.args if isinstance(a, relax.Var | relax.Call | tvm.ir.GenericConst)]
+        leaves = (relax.Var, relax.Call, tvm.ir.GenericConst)
+        tensors += [a for a in expr.args if isinstance(a, leaves)]
         args = tuple(self._compile(a, None) for a in tensors)
         lifted = tuple(slot not in self.constants for slot in args)
         step = Step(var, name, args, self._new_slot(), lifted, expr)
@@ -335,11 +338,10 @@ class Program:
         return env
 
     def lift(self, x: torch.Tensor) -> torch.Tensor:
-        """Split images ``[N, ...]`` into chunks ``[ceil(N/B), B, ...]``, the last one padded by repetition."""
+        """Split images ``[N, ...]`` into chunks ``[n, B, ...]``, the last one padded by repetition."""
         if tuple(x.shape[1:]) != self.input_shape[1:]:
-            raise VitqError(
-                f"input has shape {list(x.shape[1:])}, the model expects {list(self.input_shape[1:])}"
-            )
+            found, wanted = list(x.shape[1:]), list(self.input_shape[1:])
+            raise VitqError(f"input has shape {found}, the model expects {wanted}")
         batch = self.input_shape[0]
         missing = -x.shape[0] % batch
         if missing:
@@ -369,9 +371,7 @@ class Program:
         return out.reshape(-1, *out.shape[2:])[: x.shape[0]]
 
 
-def run_float(
-    mod: tvm.IRModule, x: torch.Tensor, observe: Observer | None = None
-) -> torch.Tensor:
+def run_float(mod: tvm.IRModule, x: torch.Tensor, observe: Observer | None = None) -> torch.Tensor:
     """Execute a stage 1 or stage 2 module by torch.
 
     Parameters
