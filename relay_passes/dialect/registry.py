@@ -15,10 +15,26 @@ from typing import Any
 import numpy as np
 import tvm
 import tvm.ir._ffi_api as _ir_ffi
+import tvm_ffi
 from tvm import relax, te
 from tvm.relax.transform.legalize_ops.common import register_legalize
 
-__all__ = ["SPECS", "Claim", "Interval", "OpSpec", "call", "constant_of", "is_vitq_call", "register"]
+from relay_passes.errors import VitqError
+
+__all__ = [
+    "SPECS",
+    "Claim",
+    "Interval",
+    "OpSpec",
+    "call",
+    "constant_of",
+    "is_vitq_call",
+    "register",
+]
+
+
+# Type inference runs behind TVM's FFI: without this a VitqError comes back as a RuntimeError.
+tvm_ffi.register_error("VitqError", VitqError)
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Claim:
-    """One proved bound: the intermediate ``name`` of an operator lies in [lo, hi] and must fit ``dtype``."""
+    """One bound: the intermediate ``name`` of an operator is in [lo, hi] and must fit ``dtype``."""
 
     name: str
     lo: int

@@ -1,0 +1,157 @@
+"""Matmuls of two activations (attention): ``vitq.matmul`` and ``vitq.matmul_requant``.
+
+``acc[..., m, n] = sum_k a[..., m, k] * b[..., k, n]`` in int32 (``b[..., n, k]`` with
+``transpose_b``). Both zero points must be 0: activations are no constants, so nothing could be folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import relax, te
+
+from relay_passes.dialect.checking import (
+    ACTIVATION_DTYPES,
+    check_dyadic,
+    clamp_interval,
+    fail,
+    output_interval,
+    te_clamp,
+    tensor_of,
+    within_int32,
+)
+from relay_passes.dialect.dyadic import requantize_bounds, te_requantize
+from relay_passes.dialect.registry import Claim, Interval, call, register
+from relay_passes.dialect.requantize import output_codes
+
+__all__ = ["matmul", "matmul_requant"]
+
+
+def matmul(a: relax.Expr, b: relax.Expr, transpose_b: bool = False) -> relax.Call:
+    """Multiply codes by codes: int32 ``a @ b``.
+
+    Parameters
+    ----------
+    a, b : relax.Expr
+        int8, uint8 or int16 [..., M, K] and [..., K, N] ([..., N, K] with ``transpose_b``), the same
+        leading dimensions, zero points 0.
+    transpose_b : bool
+        Whether ``b`` has its reduction axis last.
+    """
+    return call("matmul", a, b, transpose_b=bool(transpose_b))
+
+
+def matmul_requant(
+    a: relax.Expr,
+    b: relax.Expr,
+    transpose_b: bool,
+    mult: int,
+    shift: int,
+    zp: int,
+    qmin: int,
+    qmax: int,
+    dtype: str = "int8",
+) -> relax.Call:
+    """Make :func:`matmul` requantised with one dyadic pair."""
+    return call(
+        "matmul_requant",
+        a,
+        b,
+        transpose_b=bool(transpose_b),
+        mult=int(mult),
+        shift=int(shift),
+        **output_codes(zp, qmin, qmax, dtype),
+    )
+
+
+def _accumulator_shape(node: relax.Call) -> tuple[list[int], int]:
+    a, _ = tensor_of(node, 0, ACTIVATION_DTYPES, "a")
+    b, _ = tensor_of(node, 1, ACTIVATION_DTYPES, "b")
+    fits = len(a) >= 2 and len(a) == len(b) and a[:-2] == b[:-2]
+    if fits:
+        n, k = (b[-2], b[-1]) if node.attrs["transpose_b"] else (b[-1], b[-2])
+        fits = k == a[-1]
+    if not fits:
+        form = "[..., N, K]" if node.attrs["transpose_b"] else "[..., K, N]"
+        raise fail(node, f"a {a} and b {b} do not fit [..., M, K] and {form}")
+    return [*a[:-1], n], k
+
+
+def _infer_matmul(node: relax.Call) -> relax.TensorType:
+    return relax.TensorType(_accumulator_shape(node)[0], "int32")
+
+
+def _infer_requant(node: relax.Call) -> relax.TensorType:
+    shape, _ = _accumulator_shape(node)
+    check_dyadic(node, node.attrs["mult"], node.attrs["shift"], "mult, shift")
+    output_interval(node)
+    return relax.TensorType(shape, node.attrs["out_dtype"])
+
+
+def _accumulate(a: te.Tensor, b: te.Tensor, transpose_b: bool, name: str) -> te.Tensor:
+    k = te.reduce_axis((0, a.shape[-1]), name="k")
+    columns = b.shape[-2] if transpose_b else b.shape[-1]
+
+    def element(*i: Any) -> Any:
+        right = b(*i[:-2], i[-1], k) if transpose_b else b(*i[:-2], k, i[-1])
+        return te.sum(a(*i[:-1], k).astype("int32") * right.astype("int32"), axis=k)
+
+    return te.compute([*a.shape[:-1], columns], element, name=name)
+
+
+def _compute_matmul(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
+    a, b = tensors
+    acc = _accumulate(a, b, attrs["transpose_b"], "acc")
+    return acc
+
+
+def _compute_requant(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
+    a, b = tensors
+    acc = _accumulate(a, b, attrs["transpose_b"], "acc")
+
+    def element(*i: Any) -> Any:
+        value = te_requantize(acc(*i), attrs["mult"], attrs["shift"]) + attrs["zero_point"]
+        return te_clamp(value, attrs["qmin"], attrs["qmax"], attrs["out_dtype"])
+
+    return te.compute(acc.shape, element, name="out")
+
+
+def _bounds_matmul(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval, list[Claim]]:
+    a, b = args
+    _, k = _accumulator_shape(node)
+    corners = [p * q for p in (a.lo, a.hi) for q in (b.lo, b.hi)]
+    lo, hi = k * min(corners), k * max(corners)
+    claims = [
+        Claim("partial sums", min(lo, 0), max(hi, 0), "int32"),
+        Claim("accumulator", lo, hi, "int32"),
+    ]
+    return Interval(lo, hi), claims
+
+
+def _bounds_requant(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval, list[Claim]]:
+    acc, claims = _bounds_matmul(node, args)
+    scale = node.attrs["mult"], node.attrs["shift"]
+    product, (lo, hi) = requantize_bounds(*within_int32(acc.lo, acc.hi), *scale)
+    claims.append(Claim("product", *product, "int64"))
+    least, most = int(lo) + node.attrs["zero_point"], int(hi) + node.attrs["zero_point"]
+    claims.append(Claim("requantised", least, most, "int64"))
+    return clamp_interval(least, most, output_interval(node)), claims
+
+
+register(
+    "matmul",
+    ["a", "b"],
+    "int32 a @ b of two activations.",
+    infer=_infer_matmul,
+    compute=_compute_matmul,
+    bounds=_bounds_matmul,
+)
+register(
+    "matmul_requant",
+    ["a", "b"],
+    "matmul with a requantising epilogue.",
+    infer=_infer_requant,
+    compute=_compute_requant,
+    bounds=_bounds_requant,
+)
