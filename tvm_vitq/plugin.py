@@ -27,7 +27,8 @@ def pipeline(target: Any = None, **options: Any) -> Pass:
     Parameters
     ----------
     target : tvm.target.Target, dict or str, optional
-        What to compile for; None is this machine's CPU.
+        What to compile for; None takes the target in scope, as ``tvm.compile(mod, target,
+        relax_pipeline=...)`` sets it.
     **options
         Handed on to :func:`relay_passes.pipeline.vitq_pipeline`.
 
@@ -36,8 +37,11 @@ def pipeline(target: Any = None, **options: Any) -> Pass:
     tvm.transform.Pass
         Takes an IRModule that ``tvm_vitq.quantize`` made (or an imported, already quantized one).
     """
+    import tvm
     from relay_passes.pipeline import vitq_pipeline
 
+    if target is not None and not isinstance(target, tvm.target.Target):
+        target = tvm.target.Target(target)
     return vitq_pipeline(target, **options)
 
 
