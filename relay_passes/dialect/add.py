@@ -1,7 +1,7 @@
 """``vitq.add``: the sum of two quantized tensors on a third scale.
 
-``clamp(rq(a - a_zp, a_mult, a_shift) + rq(b - b_zp, b_mult, b_shift) + zero_point, qmin, qmax)``, with
-NumPy broadcasting of ``a`` against ``b``.
+``clamp(rq(a - a_zp, a_mult, a_shift) + rq(b - b_zp, b_mult, b_shift) + zero_point, qmin, qmax)``,
+with NumPy broadcasting of ``a`` against ``b``.
 """
 
 from __future__ import annotations
@@ -81,9 +81,8 @@ def _infer(node: relax.Call) -> relax.TensorType:
     a, _ = tensor_of(node, 0, INTEGER_DTYPES, "a")
     b, _ = tensor_of(node, 1, INTEGER_DTYPES, "b")
     for side in ("a", "b"):
-        check_dyadic(
-            node, node.attrs[f"{side}_mult"], node.attrs[f"{side}_shift"], f"{side}_mult, {side}_shift"
-        )
+        mult, shift = node.attrs[f"{side}_mult"], node.attrs[f"{side}_shift"]
+        check_dyadic(node, mult, shift, f"{side}_mult, {side}_shift")
     output_interval(node)
     return relax.TensorType(_broadcast(node, a, b), node.attrs["out_dtype"])
 

@@ -1,8 +1,8 @@
-"""The float boundary: ``vitq.quantize`` and ``vitq.dequantize``, the only operators that see floats.
+"""The float boundary: ``vitq.quantize`` and ``vitq.dequantize`` alone see floats.
 
-``quantize``: ``clamp(int(floor(x * f32(inv_scale) + 0.5)) + zero_point, qmin, qmax)`` in float32
-arithmetic, two roundings (product, sum), clamped before the cast, so that infinities are safe. A NaN
-becomes ``qmin``. ``dequantize``: ``f32(q - zero_point) * f32(scale)``.
+``quantize``: ``clamp(int(floor(x * f32(inv_scale) + 0.5)) + zero_point, qmin, qmax)`` in float32,
+two roundings (product, sum), clamped before the cast, so that infinities are safe. A NaN becomes
+``qmin``. ``dequantize``: ``f32(q - zero_point) * f32(scale)``.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def _compute_quantize(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     return te.compute(x.shape, element, name="out")
 
 
-def _bounds_quantize(
-    node: relax.Call, _args: Sequence[Interval]
-) -> tuple[Interval, list[Claim]]:
+def _bounds_quantize(node: relax.Call, _args: Sequence[Interval]) -> tuple[Interval, list[Claim]]:
     codes = output_interval(node)
     return codes, [Claim("codes", codes.lo, codes.hi, node.attrs["out_dtype"])]
 
@@ -111,9 +109,7 @@ def _compute_dequantize(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     return te.compute(q.shape, element, name="out")
 
 
-def _bounds_dequantize(
-    node: relax.Call, args: Sequence[Interval]
-) -> tuple[Interval, list[Claim]]:
+def _bounds_dequantize(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval, list[Claim]]:
     lo, hi = args[0].lo - node.attrs["zero_point"], args[0].hi - node.attrs["zero_point"]
     return Interval(lo, hi), [Claim("centred codes", lo, hi, "int32")]
 

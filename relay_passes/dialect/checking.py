@@ -40,7 +40,7 @@ def fail(call: relax.Call, message: str) -> VitqError:
 def tensor_of(
     call: relax.Call, index: int, dtypes: Sequence[str] | None = None, label: str = ""
 ) -> tuple[list[int], str]:
-    """Return (shape, dtype) of an argument after checking that it is a static tensor of ``dtypes``."""
+    """Return (shape, dtype) of an argument: a tensor of static shape and one of ``dtypes``."""
     label = label or f"argument {index}"
     if index >= len(call.args):
         raise fail(call, f"{label} is missing; {len(call.args)} arguments were given")
@@ -48,7 +48,7 @@ def tensor_of(
     if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
         raise fail(call, f"{label} must be a tensor of known shape, not {ty}")
     if not all(isinstance(extent, (int, tirx.IntImm)) for extent in ty.shape.values):
-        raise fail(call, f"{label} must have a static shape, not {ty.shape}; export it with fixed sizes")
+        raise fail(call, f"{label} has no static shape but {ty.shape}; export it with fixed sizes")
     if dtypes is not None and str(ty.dtype) not in dtypes:
         raise fail(call, f"{label} must be {' or '.join(dtypes)}, not {ty.dtype}")
     return [int(extent) for extent in ty.shape.values], str(ty.dtype)
@@ -61,7 +61,7 @@ def dtype_interval(dtype: str) -> Interval:
 
 
 def output_interval(call: relax.Call) -> Interval:
-    """Return [qmin, qmax] after checking ``qmin``, ``qmax``, ``zero_point`` against ``out_dtype``."""
+    """Return [qmin, qmax] after checking that it and the zero point suit ``out_dtype``."""
     attrs = call.attrs
     qmin, qmax, zero_point, dtype = (attrs[k] for k in ("qmin", "qmax", "zero_point", "out_dtype"))
     if dtype not in INTEGER_DTYPES:

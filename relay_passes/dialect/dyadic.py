@@ -1,15 +1,15 @@
 """Dyadic requantisation: the one rounding rule of the project (stated once, here).
 
-A real ratio of scales ``r = S_in / S_out`` becomes two integers ``(m, e)`` with ``r ~ m * 2**-e``, and
-the requantised accumulator is::
+A real ratio of scales ``r = S_in / S_out`` becomes two integers ``(m, e)`` with ``r ~ m * 2**-e``,
+and the requantised accumulator is::
 
     rq(a, m, e) = (a * m + 2**(e - 1)) >> e          (int64 product, arithmetic shift)
 
 that is, multiplication by ``m * 2**-e`` rounded to the nearest integer, halves towards +infinity.
-From ``r = f * 2**x`` with ``0.5 <= f < 1`` (``frexp`` in float64), ``m = floor(f * 2**31 + 0.5)`` and
-``e = 31 - x``; if that gives ``m = 2**31``, it is halved and ``x`` grows by one. The relative error of
-``m * 2**-e`` is at most ``2**-31``. Ratios so small that ``e`` would pass 62 keep ``e = 62`` and a
-smaller ``m``; a ratio of exactly 0 gives ``m = 0``, so that every accumulator maps to 0.
+From ``r = f * 2**x``, ``0.5 <= f < 1`` (``frexp`` in float64), ``m = floor(f * 2**31 + 0.5)`` and
+``e = 31 - x``; if that gives ``m = 2**31``, it is halved and ``x`` grows by one. The relative error
+of ``m * 2**-e`` is at most ``2**-31``. Ratios so small that ``e`` would pass 62 keep ``e = 62`` and
+a smaller ``m``; a ratio of exactly 0 gives ``m = 0``: every accumulator maps to 0.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def dyadic(ratio: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     value = np.asarray(ratio, dtype=np.float64)
     if not np.all(np.isfinite(value)):
         raise VitqError(
-            "requantisation: a ratio of scales is not finite; calibrate again with data that has no "
-            "NaN or Inf and no zero scale"
+            "requantisation: a ratio of scales is not finite; calibrate again with data that has "
+            "no NaN or Inf and no zero scale"
         )
     fraction, exponent = np.frexp(np.abs(value))
     mult = np.floor(fraction * 2.0**31 + 0.5).astype(np.int64)

@@ -1,10 +1,10 @@
 """Weight matmuls: ``vitq.linear`` and its forms with a requantising, residual-adding epilogue.
 
-``acc[..., n] = sum_k x[..., k] * w[k, n] + bias[n]`` in int32. The zero point of ``x`` is folded into
-``bias`` by whoever makes the call (``bias - zp * sum_k w[k, n]``). The range proof takes the actual
-weights: with ``P[n]``, ``Q[n]`` the sums of the positive and the negative weights of a column and ``x``
-in [lo, hi], the accumulator lies in ``[lo * P + hi * Q, hi * P + lo * Q] + bias``, both ends reached;
-a partial sum in any order of ``k`` in the same with ``min(lo, 0)`` and ``max(hi, 0)``.
+``acc[..., n] = sum_k x[..., k] * w[k, n] + bias[n]`` in int32. The zero point of ``x`` is folded
+into ``bias`` by whoever makes the call (``bias - zp * sum_k w[k, n]``). The range proof takes the
+actual weights: with ``P[n]``, ``Q[n]`` the sums of the positive and the negative weights of a column
+and ``x`` in [lo, hi], the accumulator is in ``[lo * P + hi * Q, hi * P + lo * Q] + bias``, both
+ends reached; a partial sum in any order of ``k`` in the same with ``min(lo, 0)``, ``max(hi, 0)``.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ __all__ = ["linear", "linear_requant", "linear_requant_add"]
 _RESIDUAL_DTYPES = ("int8", "int16", "int32")
 
 
-def linear(
-    x: relax.Expr, w: np.ndarray | relax.Expr, bias: np.ndarray | relax.Expr
-) -> relax.Call:
+def linear(x: relax.Expr, w: np.ndarray | relax.Expr, bias: np.ndarray | relax.Expr) -> relax.Call:
     """Multiply codes by int8 weights: int32 ``x @ w + bias``.
 
     Parameters

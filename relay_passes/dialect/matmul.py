@@ -1,7 +1,7 @@
 """Matmuls of two activations (attention): ``vitq.matmul`` and ``vitq.matmul_requant``.
 
 ``acc[..., m, n] = sum_k a[..., m, k] * b[..., k, n]`` in int32 (``b[..., n, k]`` with
-``transpose_b``). Both zero points must be 0: activations are no constants, so nothing could be folded.
+``transpose_b``). Both zero points must be 0: nothing can be folded into a constant here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def matmul(a: relax.Expr, b: relax.Expr, transpose_b: bool = False) -> relax.Cal
     Parameters
     ----------
     a, b : relax.Expr
-        int8, uint8 or int16 [..., M, K] and [..., K, N] ([..., N, K] with ``transpose_b``), the same
+        int8, uint8 or int16 [..., M, K] and [..., K, N] ([..., N, K] with ``transpose_b``), equal
         leading dimensions, zero points 0.
     transpose_b : bool
         Whether ``b`` has its reduction axis last.
@@ -89,7 +89,7 @@ def _infer_requant(node: relax.Call) -> relax.TensorType:
     return relax.TensorType(shape, node.attrs["out_dtype"])
 
 
-def _accumulate(a: te.Tensor, b: te.Tensor, transpose_b: bool, name: str) -> te.Tensor:
+def _accumulate(a: te.Tensor, b: te.Tensor, transpose_b: bool) -> te.Tensor:
     k = te.reduce_axis((0, a.shape[-1]), name="k")
     columns = b.shape[-2] if transpose_b else b.shape[-1]
 
@@ -97,18 +97,17 @@ def _accumulate(a: te.Tensor, b: te.Tensor, transpose_b: bool, name: str) -> te.
         right = b(*i[:-2], i[-1], k) if transpose_b else b(*i[:-2], k, i[-1])
         return te.sum(a(*i[:-1], k).astype("int32") * right.astype("int32"), axis=k)
 
-    return te.compute([*a.shape[:-1], columns], element, name=name)
+    return te.compute([*a.shape[:-1], columns], element, name="acc")
 
 
 def _compute_matmul(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     a, b = tensors
-    acc = _accumulate(a, b, attrs["transpose_b"], "acc")
-    return acc
+    return _accumulate(a, b, attrs["transpose_b"])
 
 
 def _compute_requant(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     a, b = tensors
-    acc = _accumulate(a, b, attrs["transpose_b"], "acc")
+    acc = _accumulate(a, b, attrs["transpose_b"])
 
     def element(*i: Any) -> Any:
         value = te_requantize(acc(*i), attrs["mult"], attrs["shift"]) + attrs["zero_point"]

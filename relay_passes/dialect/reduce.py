@@ -1,4 +1,4 @@
-"""``vitq.sum``: int32 sum over one axis (mean pooling, whose 1/n is in the requantisation after it)."""
+"""``vitq.sum``: int32 sum over one axis (mean pooling; its 1/n is in the requantisation after)."""
 
 from __future__ import annotations
 
