@@ -1,0 +1,96 @@
+"""Weight matmuls with packed weights: what ``relay_passes.pack`` turns ``vitq.linear*`` into.
+
+The same arithmetic as ``vitq.linear*`` (see there), over weights laid out for one instruction set:
+``w`` is int8 [N/nt, K/kv, nt, kv], zeros where padded, and ``bias``, ``mult``, ``shift`` are padded
+to N/nt * nt. Attributes besides those of the unpacked operator:
+
+========  =======================================================================================
+columns   N without padding
+dot       the dot sequence that the layout is made for
+lanes     its 32-bit lanes
+offset    added to every activation code (128 where int8 codes are taken as unsigned); ``bias``
+          has the matching ``-offset * sum_k w[k, n]``
+narrow    whether requantisation fits the fast form, shifting the accumulator left by ``lift``
+========  =======================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import relax, te
+
+from schedules.gemm import Epilogue
+from schedules.matmul import packed_linear_te
+
+from .checking import ACTIVATION_DTYPES, dtype_interval, fail, output_interval, tensor_of
+from .registry import Claim, Interval, register
+
+__all__: list[str] = []
+
+
+def _shape(node: relax.Call) -> list[int]:
+    x, _ = tensor_of(node, 0, ACTIVATION_DTYPES, "x")
+    w, _ = tensor_of(node, 1, ["int8"], "w")
+    bias, _ = tensor_of(node, 2, ["int32"], "bias")
+    columns = int(node.attrs["columns"])
+    blocks, groups, nt, kv = w
+    if x[-1] > groups * kv or bias != [blocks * nt] or columns > blocks * nt:
+        raise fail(node, f"x {x}, packed w {w}, bias {bias} do not fit {columns} columns")
+    return [*x[:-1], columns]
+
+
+def _infer(node: relax.Call) -> relax.TensorType:
+    shape = _shape(node)
+    if node.op.name == "vitq.packed_linear":
+        return relax.TensorType(shape, "int32")
+    output_interval(node)
+    return relax.TensorType(shape, node.attrs["out_dtype"])
+
+
+def _epilogue(attrs: Any, inputs: int) -> Epilogue:
+    if inputs == 3:
+        return Epilogue()
+    return Epilogue(
+        kind="requant_add" if inputs == 6 else "requant",
+        zero_point=int(attrs["zero_point"]),
+        qmin=int(attrs["qmin"]),
+        qmax=int(attrs["qmax"]),
+        out_dtype=str(attrs["out_dtype"]),
+        res_mult=int(attrs["res_mult"]) if inputs == 6 else 0,
+        res_shift=int(attrs["res_shift"]) if inputs == 6 else 0,
+        narrow=bool(attrs["narrow"]),
+        lift=int(attrs["lift"]),
+    )
+
+
+def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
+    return packed_linear_te(
+        *tensors[:3],
+        columns=int(attrs["columns"]),
+        epilogue=_epilogue(attrs, len(tensors)),
+        dot=str(attrs["dot"]),
+        lanes=int(attrs["lanes"]),
+        offset=int(attrs["offset"]),
+        **dict(zip(("mult", "shift", "residual"), tensors[3:], strict=False)),
+    )
+
+
+def _bounds(node: relax.Call, _args: Sequence[Interval]) -> tuple[Interval, list[Claim]]:
+    """Ranges are proved before packing; only the codes are known here."""
+    if node.op.name == "vitq.packed_linear":
+        return dtype_interval("int32"), []
+    return output_interval(node), []
+
+
+_ARGUMENTS = ["x", "w", "bias", "mult", "shift", "res"]
+for _suffix, _count in (("", 3), ("_requant", 5), ("_requant_add", 6)):
+    register(
+        f"packed_linear{_suffix}",
+        _ARGUMENTS[:_count],
+        f"linear{_suffix} with weights packed for one instruction set.",
+        infer=_infer,
+        compute=_compute,
+        bounds=_bounds,
+    )

@@ -1,0 +1,89 @@
+"""The pass that gives every PrimFunc its schedule.
+
+A PrimFunc whose last block carries a :class:`~schedules.gemm.GemmSpec` gets the matmul kernel of
+the instruction set; everything else gets the rule for its shape of loops. Functions that are
+scheduled already (attribute ``tirx.is_scheduled``) are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from .elementwise import schedule_generic
+from .gemm import ANNOTATION, GemmSpec, Tile, default_tile
+from .isa import ISA
+
+__all__ = ["SCHEDULED", "ApplySchedules", "gemm_spec", "schedule_function"]
+
+SCHEDULED = "tirx.is_scheduled"
+
+
+def gemm_spec(func: tirx.PrimFunc) -> GemmSpec | None:
+    """Return the matmul annotation of a PrimFunc, None if it has none."""
+    found = [
+        str(block.annotations[ANNOTATION])
+        for block in blocks_of(func.body)
+        if ANNOTATION in block.annotations
+    ]
+    return GemmSpec.from_json(found[0]) if len(found) == 1 else None
+
+
+def blocks_of(statement: Any) -> Iterator[Any]:
+    """Yield the blocks below a statement, outer ones first."""
+    if isinstance(statement, tvm.s_tir.SBlockRealize):
+        yield statement.block
+        yield from blocks_of(statement.block.body)
+    elif isinstance(statement, tirx.SeqStmt):
+        for part in statement.seq:
+            yield from blocks_of(part)
+    elif isinstance(statement, tirx.For | tirx.AttrStmt):
+        yield from blocks_of(statement.body)
+    elif isinstance(statement, tirx.IfThenElse):
+        yield from blocks_of(statement.then_case)
+        if statement.else_case is not None:
+            yield from blocks_of(statement.else_case)
+
+
+def _attrs(func: tirx.PrimFunc) -> dict[str, Any]:
+    return {str(key): func.attrs[key] for key in list(func.attrs.keys())}
+
+
+def schedule_function(func: tirx.PrimFunc, isa: ISA, tile: Tile | None = None) -> tirx.PrimFunc:
+    """Return ``func`` scheduled for ``isa``; ``tile`` overrides the default of a matmul."""
+    spec = gemm_spec(func) if isa.has_kernels else None
+    if spec is not None and spec.kind == "packed_linear":
+        from .x86.linear import packed_linear
+
+        if tile is None:
+            shape = [int(extent) for extent in func.params[-1].shape]
+            rows = 1
+            for extent in shape[:-1]:
+                rows *= extent
+            tile = default_tile(isa, rows, shape[-1])
+        return packed_linear(list(func.params), spec, tile, _attrs(func))
+    return schedule_generic(func, isa.lanes).with_attrs(_attrs(func))
+
+
+@tvm.transform.module_pass(opt_level=0, name="vitq.ApplySchedules")
+class ApplySchedules:
+    """Schedule every PrimFunc of a module for one instruction set."""
+
+    def __init__(self, isa: ISA) -> None:
+        self.isa = isa
+
+    def transform_module(
+        self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        """Replace each PrimFunc by its scheduled form."""
+        updates = {}
+        for gvar, func in mod.functions_items():
+            if isinstance(func, tirx.PrimFunc) and not func.attrs.get(SCHEDULED, False):
+                done = schedule_function(func, self.isa)
+                updates[gvar] = done.with_attr(SCHEDULED, True)
+        for gvar, func in updates.items():
+            mod[gvar] = func
+        return mod

@@ -1,0 +1,122 @@
+"""What a matmul kernel is told: its epilogue, and the tile that it is built with.
+
+Both are plain data. :class:`Epilogue` travels from the operator's TE definition to its schedule as
+an annotation of the block ``out`` (:data:`ANNOTATION`), so whoever schedules a PrimFunc need not
+guess the parameters back from its arithmetic. :class:`Tile` is one point of the tuning space.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+
+from .isa import ISA
+
+__all__ = ["ANNOTATION", "Epilogue", "GemmSpec", "Tile", "default_tile", "row_tiles"]
+
+ANNOTATION = "vitq.gemm"
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to the int32 accumulator before it is stored.
+
+    Parameters
+    ----------
+    kind
+        ``"acc"`` (store the accumulator), ``"requant"``, or ``"requant_add"`` (with a residual).
+    zero_point, qmin, qmax, out_dtype
+        Output code: ``clamp(rq(acc) [+ rq(res)] + zero_point, qmin, qmax)``.
+    res_mult, res_shift
+        Rescale of the residual.
+    mult, shift
+        Rescale of the accumulator where it is one for all columns (activation matmuls).
+    narrow
+        Proved: every shift of the accumulator is at least 32 - ``lift`` and the accumulator stays
+        in int32 when shifted left by ``lift``, so rq fits the fast form.
+    lift
+        See ``narrow``.
+    """
+
+    kind: str = "acc"
+    zero_point: int = 0
+    qmin: int = -(2**31)
+    qmax: int = 2**31 - 1
+    out_dtype: str = "int32"
+    res_mult: int = 0
+    res_shift: int = 0
+    mult: int = 0
+    shift: int = 0
+    narrow: bool = False
+    lift: int = 0
+
+
+@dataclass(frozen=True)
+class GemmSpec:
+    """A whole matmul PrimFunc: which one, its packed layout, its epilogue."""
+
+    kind: str
+    epilogue: Epilogue
+    dot: str = ""
+    vectors: int = 0
+    transpose_b: bool = False
+
+    def to_json(self) -> str:
+        """Return the annotation's text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> GemmSpec:
+        """Read what :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        return GemmSpec(**{**fields, "epilogue": Epilogue(**fields["epilogue"])})
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a matmul kernel is cut.
+
+    Parameters
+    ----------
+    rows
+        Rows of the register tile, at most.
+    vectors
+        Vectors of columns of the register tile (the packed layout has ``vectors * lanes`` columns).
+    unroll
+        Steps of K in one round of the inner loop.
+    expand
+        Sign-extend a column block's weights once into a local panel, instead of in the inner loop.
+    """
+
+    rows: int
+    vectors: int
+    unroll: int = 1
+    expand: bool = False
+
+    def with_rows(self, rows: int) -> Tile:
+        """Return the same tile with another number of rows."""
+        return replace(self, rows=rows)
+
+
+def default_tile(isa: ISA, rows: int, columns: int) -> Tile:
+    """Return the tile that is used where no record says better."""
+    if isa.vector_bits == 512:
+        return Tile(rows=12, vectors=2)
+    return Tile(rows=6, vectors=2, expand=rows >= 24)
+
+
+def row_tiles(total: int, most: int) -> list[tuple[int, int, int]]:
+    """Cut ``total`` rows into tiles of at most ``most`` rows whose heights differ by one at most.
+
+    Returns
+    -------
+    list of (start, count, height)
+        ``count`` tiles of ``height`` rows from row ``start``; one or two entries, no row twice.
+    """
+    tiles = -(-total // most)
+    low, extra = divmod(total, tiles)
+    parts = []
+    if extra:
+        parts.append((0, extra, low + 1))
+    parts.append((extra * (low + 1), tiles - extra, low))
+    return parts

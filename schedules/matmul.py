@@ -1,0 +1,166 @@
+"""TE definitions of the matmul operators: what every schedule must equal bit for bit.
+
+A definition has two stages, ``acc`` (the int32 accumulator) and ``out`` (the epilogue), and carries
+its :class:`~schedules.gemm.GemmSpec` as an annotation of ``out``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import te, tirx
+
+from .gemm import ANNOTATION, Epilogue, GemmSpec
+
+__all__ = ["linear_te", "matmul_te", "packed_linear_te", "requantize_te"]
+
+
+def requantize_te(value: Any, mult: Any, shift: Any) -> Any:
+    """Return ``(value*mult + 2^(shift-1)) >> shift`` as an int64 expression."""
+    bits = shift.astype("int64") if hasattr(shift, "astype") else tirx.const(int(shift), "int64")
+    factor = mult.astype("int64") if hasattr(mult, "astype") else tirx.const(int(mult), "int64")
+    one = tirx.const(1, "int64")
+    rounding = tirx.shift_left(one, bits - one)
+    return tirx.shift_right(value.astype("int64") * factor + rounding, bits)
+
+
+def _finish(
+    acc: te.Tensor,
+    epilogue: Epilogue,
+    spec: GemmSpec,
+    mult: te.Tensor | None,
+    shift: te.Tensor | None,
+    residual: te.Tensor | None,
+    shape: Sequence[Any] | None = None,
+) -> te.Tensor:
+    """Append the stage ``out`` to an accumulator."""
+
+    def element(*index: Any) -> Any:
+        value = acc(*index)
+        if epilogue.kind == "acc":
+            return value
+        if mult is None:
+            total = requantize_te(value, epilogue.mult, epilogue.shift)
+        else:
+            total = requantize_te(value, mult(index[-1]), shift(index[-1]))
+        if residual is not None:
+            total = total + requantize_te(
+                residual(*index), epilogue.res_mult, epilogue.res_shift
+            )
+        total = total + tirx.const(epilogue.zero_point, "int64")
+        low = tirx.const(epilogue.qmin, "int64")
+        high = tirx.const(epilogue.qmax, "int64")
+        return tirx.max(tirx.min(total, high), low).astype(epilogue.out_dtype)
+
+    return te.compute(
+        shape or acc.shape, element, name="out", attrs={ANNOTATION: spec.to_json()}
+    )
+
+
+def linear_te(
+    x: te.Tensor,
+    w: te.Tensor,
+    bias: te.Tensor,
+    epilogue: Epilogue,
+    mult: te.Tensor | None = None,
+    shift: te.Tensor | None = None,
+    residual: te.Tensor | None = None,
+) -> te.Tensor:
+    """Return ``epilogue(x @ w + bias)``.
+
+    Parameters
+    ----------
+    x
+        int8, uint8 or int16 [..., K].
+    w
+        int8 [K, N].
+    bias
+        int32 [N].
+    mult, shift
+        int32 [N], for the kinds ``requant`` and ``requant_add``.
+    residual
+        [..., N], for ``requant_add``.
+    """
+    k = te.reduce_axis((0, x.shape[-1]), "k")
+    total = te.compute(
+        [*x.shape[:-1], w.shape[1]],
+        lambda *i: te.sum(x(*i[:-1], k).astype("int32") * w(k, i[-1]).astype("int32"), axis=k),
+        name="acc",
+    )
+    acc = te.compute(total.shape, lambda *i: total(*i) + bias(i[-1]), name="biased")
+    spec = GemmSpec("linear", epilogue)
+    return _finish(acc, epilogue, spec, mult, shift, residual)
+
+
+def packed_linear_te(
+    x: te.Tensor,
+    w: te.Tensor,
+    bias: te.Tensor,
+    columns: int,
+    epilogue: Epilogue,
+    dot: str,
+    lanes: int,
+    offset: int = 0,
+    mult: te.Tensor | None = None,
+    shift: te.Tensor | None = None,
+    residual: te.Tensor | None = None,
+) -> te.Tensor:
+    """Return the same as :func:`linear_te` from packed weights.
+
+    Parameters
+    ----------
+    w
+        int8 [N/nt, K/kv, nt, kv], zeros where N and K are padded.
+    bias, mult, shift
+        int32, padded to N/nt * nt.
+    columns
+        N without padding.
+    dot
+        Name of the dot sequence that the layout is made for.
+    lanes
+        32-bit lanes of that sequence.
+    offset
+        Added to every activation code before the product (128 where int8 codes are taken as
+        unsigned; ``bias`` must then hold -128 times the column sums of the weights).
+    """
+    _, _, nt, kv = (int(s) for s in w.shape)
+    k = te.reduce_axis((0, x.shape[-1]), "k")
+    shift_by = tirx.const(offset, "int32")
+
+    def product(*i: Any) -> Any:
+        n = i[-1]
+        weight = w(n // nt, k // kv, n % nt, k % kv).astype("int32")
+        return te.sum((x(*i[:-1], k).astype("int32") + shift_by) * weight, axis=k)
+
+    total = te.compute([*x.shape[:-1], columns], product, name="acc")
+    acc = te.compute(total.shape, lambda *i: total(*i) + bias(i[-1]), name="biased")
+    spec = GemmSpec("packed_linear", epilogue, dot=dot, vectors=nt // lanes)
+    return _finish(acc, epilogue, spec, mult, shift, residual)
+
+
+def matmul_te(
+    a: te.Tensor, b: te.Tensor, transpose_b: bool, epilogue: Epilogue
+) -> te.Tensor:
+    """Return ``epilogue(a @ b)`` over the last two axes, the others being batch.
+
+    Parameters
+    ----------
+    a
+        [..., M, K].
+    b
+        [..., K, N], or [..., N, K] if ``transpose_b``.
+    epilogue
+        ``acc`` or ``requant`` with a scalar ``mult`` and ``shift``.
+    """
+    columns = b.shape[-2] if transpose_b else b.shape[-1]
+    k = te.reduce_axis((0, a.shape[-1]), "k")
+
+    def product(*i: Any) -> Any:
+        *batch, row, column = i
+        right = b(*batch, column, k) if transpose_b else b(*batch, k, column)
+        return te.sum(a(*batch, row, k).astype("int32") * right.astype("int32"), axis=k)
+
+    acc = te.compute([*a.shape[:-1], columns], product, name="acc")
+    spec = GemmSpec("matmul", epilogue, transpose_b=transpose_b)
+    return _finish(acc, epilogue, spec, None, None, None)

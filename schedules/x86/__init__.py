@@ -1,0 +1,1 @@
+"""x86: dot-product instructions and the kernels made of them."""

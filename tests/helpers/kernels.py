@@ -1,0 +1,105 @@
+"""Build one packed linear kernel and its int64 truth, for the tests here and for the benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import te
+
+from schedules.apply import schedule_function
+from schedules.gemm import Epilogue, Tile
+from schedules.isa import isa_for, resolve_target
+from schedules.matmul import packed_linear_te
+from schedules.packing import narrow_lift, pack, pad_columns, plan_linear
+
+LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-2000, 2000)}
+CODES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32767, 32767),
+         "int32": (-(2**31), 2**31 - 1)}
+
+
+def rq(value: Any, mult: Any, shift: Any) -> np.ndarray:
+    """The contract's requantisation on int64."""
+    value, mult, shift = (np.asarray(v, dtype=np.int64) for v in (value, mult, shift))
+    return (value * mult + (np.int64(1) << (shift - 1))) >> shift
+
+
+@dataclass
+class Kernel:
+    """A built kernel, its arguments (output last) and what the output must be."""
+
+    lib: Any
+    args: list[Any]
+    expected: np.ndarray
+
+    def run(self) -> np.ndarray:
+        self.lib["main"](*self.args)
+        return self.args[-1].numpy()
+
+    @property
+    def asm(self) -> str:
+        return self.lib.mod.inspect_source("asm")
+
+
+def make_linear(
+    rows: int,
+    columns: int,
+    depth: int,
+    target: str,
+    kind: str = "requant",
+    dtype: str = "int8",
+    out_dtype: str = "int8",
+    extreme: bool = False,
+    shifts: tuple[int, int] = (32, 44),
+    res_shift: int = 30,
+    tile: Tile | None = None,
+    seed: int = 0,
+) -> Kernel:
+    """Build a packed linear kernel with random (or extreme) codes."""
+    where = resolve_target(target)
+    isa = isa_for(where)
+    plan = plan_linear(isa, dtype, rows, depth, columns)
+    if tile is not None:
+        plan = type(plan)(plan.dot, tile, plan.offset)
+    rng = np.random.default_rng(seed)
+    low, high = LIMITS[dtype]
+    pick = (lambda lo, hi, s: rng.choice([lo, hi], s)) if extreme else (
+        lambda lo, hi, s: rng.integers(lo, hi + 1, s))
+    x = pick(low, high, (1, rows, depth)).astype(dtype)
+    w = pick(-127, 127, (depth, columns)).astype("int8")
+    bias = rng.integers(-(10**5), 10**5, columns).astype("int32")
+    mult = rng.integers(-(2**31) + 1, 2**31, columns).astype("int32")
+    shift = rng.integers(*shifts, columns).astype("int32")
+    res = pick(-32767, 32767, (1, rows, columns)).astype("int16")
+    qmin, qmax = CODES[out_dtype]
+    bound = max(abs(low), high) * 127 * depth + 10**5
+    lift = narrow_lift(shift, bound)
+    epilogue = Epilogue() if kind == "acc" else Epilogue(
+        kind, 3, qmin, qmax, out_dtype, res_mult=1500000001, res_shift=res_shift,
+        narrow=lift is not None, lift=lift or 0)
+    folded = (bias - plan.offset * w.astype("int64").sum(0)).astype("int32")
+    values = [x, pack(w, plan.nt, plan.dot.kv), pad_columns(folded, plan.nt, 0)]
+    names = ["x", "w", "bias"]
+    expected = x.astype("int64") @ w.astype("int64") + bias
+    if kind != "acc":
+        values += [pad_columns(mult, plan.nt, 0), pad_columns(shift, plan.nt, 32)]
+        names += ["mult", "shift"]
+        expected = rq(expected, mult, shift)
+    if kind == "requant_add":
+        values.append(res)
+        names.append("residual")
+        expected = expected + rq(res, 1500000001, res_shift)
+    if kind != "acc":
+        expected = np.clip(expected + 3, qmin, qmax)
+    expected = expected.astype("int32" if kind == "acc" else out_dtype)
+    tensors = [te.placeholder(v.shape, str(v.dtype), name=n)
+               for n, v in zip(names, values, strict=True)]
+    extra = dict(zip(names[3:], tensors[3:], strict=True))
+    out = packed_linear_te(*tensors[:3], columns, epilogue, plan.dot.name, plan.dot.lanes,
+                           plan.offset, **extra)
+    func = te.create_prim_func([*tensors, out])
+    lib = tvm.compile(schedule_function(func, isa, tile), target=where)
+    args = [tvm.runtime.tensor(v) for v in [*values, np.zeros_like(expected)]]
+    return Kernel(lib, args, expected)
