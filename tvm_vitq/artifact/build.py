@@ -1,0 +1,100 @@
+"""Link a VM-ready module, its metadata and its golden vectors into one shared library.
+
+The library exports, as functions of the Relax virtual machine:
+
+``main(x)``               float32 or uint8 input to float32 logits
+``main_codes(q)``         input codes to logit codes, no float anywhere
+``vitq_metadata()``       uint8 vector, UTF-8 JSON
+``vitq_golden_inputs()``  input codes, ``[V, ...]``
+``vitq_golden_logits()``  what the reference interpreter makes of them, ``[V, classes]``
+
+It needs no other library than the C library. Debug information is left out; kernel names stay, for
+:mod:`tvm_vitq.artifact.disassemble`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from relay_passes.errors import VitqError
+
+__all__ = ["add_constant_functions", "export"]
+
+_LINK = ["-Wl,--strip-debug", "-Wl,--as-needed", "-Wl,--build-id=none", "-Wl,-z,noexecstack"]
+
+
+def add_constant_functions(mod: tvm.IRModule, constants: Mapping[str, np.ndarray]) -> tvm.IRModule:
+    """Add one Relax function without arguments for each named array; it returns the array."""
+    out = tvm.IRModule(mod.functions, attrs=mod.attrs)
+    for name, value in constants.items():
+        bb = relax.BlockBuilder()
+        with bb.function(name, [], attrs={"global_symbol": name}):
+            bb.emit_func_output(relax.const(np.ascontiguousarray(value)))
+        out[name] = bb.get()[name]
+    return out
+
+
+def _linker(target: tvm.target.Target) -> str:
+    triple = str(target.attrs.get("mtriple", "") or "")
+    names = ["c++", "g++", "clang++", "cc", "gcc", "clang"]
+    host = os.uname().machine
+    if triple and not triple.startswith(host):
+        prefix = triple.replace("-unknown-", "-")
+        names = [f"{prefix}-g++", f"{prefix}-gcc"]
+    elif os.environ.get("CXX"):
+        names.insert(0, os.environ["CXX"])
+    found = next((name for name in names if shutil.which(name)), None)
+    if found is None:
+        raise VitqError(f"no compiler to link the artefact with; install one of {', '.join(names)}")
+    return found
+
+
+def export(
+    mod: tvm.IRModule,
+    target: tvm.target.Target,
+    output: str | Path,
+    metadata: Mapping[str, Any],
+    golden_inputs: np.ndarray,
+    golden_logits: np.ndarray,
+) -> Path:
+    """Build a VM-ready module and write it with its data to ``output`` (not atomically).
+
+    Parameters
+    ----------
+    mod
+        What ``relay_passes.pipeline.build_passes`` made: ``main``, ``main_codes`` and kernels.
+    target
+        LLVM target of the kernels.
+    output
+        The library to write, ending in ``.so``.
+    metadata
+        Anything that JSON can hold.
+    golden_inputs, golden_logits
+        Input codes ``[V, ...]`` and the logit codes ``[V, classes]`` that they must give.
+
+    Raises
+    ------
+    VitqError
+        If no linker is found.
+    """
+    text = json.dumps(dict(metadata), separators=(",", ":"), ensure_ascii=False)
+    constants = {
+        "vitq_metadata": np.frombuffer(text.encode(), dtype=np.uint8),
+        "vitq_golden_inputs": golden_inputs,
+        "vitq_golden_logits": golden_logits,
+    }
+    linker = _linker(target)
+    complete = add_constant_functions(mod, constants)
+    with target:
+        executable = relax.build(complete, target, relax_pipeline=None)
+    executable.export_library(str(output), cc=linker, options=list(_LINK))
+    return Path(output)

@@ -1,0 +1,216 @@
+"""From a quantized module to an artefact: lower, prove, record golden vectors, build, check, write.
+
+The golden logits come from the bit-exact reference interpreter, never from the compiled code, and
+the compiled code is checked against them before anything is written where the user asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relay_passes.errors import VitqError
+from tvm_vitq.artifact.load import Artifact, load
+
+if TYPE_CHECKING:
+    import tvm
+
+__all__ = ["compile_module", "golden_codes", "reference_logits", "resolve"]
+
+Phase = Callable[[str], AbstractContextManager[Any]]
+
+_GOLDEN_VECTORS = 2
+
+
+def resolve(name: str | Any) -> tuple[str, Any]:
+    """Return the name and the TVM target of a target's name, or of a ``tvm.target.Target``.
+
+    Raises
+    ------
+    VitqError
+        If no such target is known.
+    """
+    import tvm
+
+    from schedules.isa import resolve_target
+
+    if isinstance(name, tvm.target.Target):
+        if name.kind.name != "llvm":
+            raise VitqError(f"target {name.kind.name!r} is not supported; use an llvm (CPU) target")
+        return str(name), name
+    try:
+        return str(name), resolve_target(str(name))
+    except ValueError as why:
+        raise VitqError(str(why).splitlines()[0]) from why
+
+
+class _EnoughError(Exception):
+    """Ends a run of the interpreter once the input codes are known."""
+
+
+def golden_codes(integer: tvm.IRModule, images: np.ndarray | None, count: int = 2) -> np.ndarray:
+    """Return input codes for the golden vectors.
+
+    Parameters
+    ----------
+    integer
+        Module of the fused integer dialect.
+    images
+        ``[V, ...]`` inputs in the model's input form, whose first ``count`` are taken; None makes
+        ``count`` inputs of uniformly distributed codes.
+    count
+        Number of vectors.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``[V, ...]`` codes of the integer function's input.
+
+    Raises
+    ------
+    VitqError
+        If the images have another shape or dtype than the model's input, or are not finite.
+    """
+    from tvm_vitq.artifact.metadata import input_and_output
+    from tvm_vitq.reference.interpreter import Interpreter
+
+    codes, _ = input_and_output(integer)
+    if images is None:
+        rng = np.random.default_rng(0)
+        shape = (count, *codes["shape"][1:])
+        return rng.integers(codes["qmin"], codes["qmax"] + 1, shape).astype(codes["dtype"])
+    x = integer["main"].params[0]
+    shape, dtype = [int(v) for v in x.ty.shape.values], str(x.ty.dtype)
+    images = np.asarray(images)[:count]
+    if list(images.shape[1:]) != shape[1:] or len(images) == 0:
+        raise VitqError(
+            f"golden inputs have shape {list(images.shape)}; the model takes {['V', *shape[1:]]}"
+        )
+    if dtype == "uint8":
+        if images.dtype != np.uint8:
+            raise VitqError(f"golden inputs are {images.dtype}; the model takes uint8")
+        return images
+    if not np.isfinite(images).all():
+        raise VitqError("golden inputs have NaN or Inf; give finite images")
+    found: list[np.ndarray] = []
+
+    def observe(_name: str, operator: str, value: np.ndarray) -> None:
+        if operator == "vitq.quantize":
+            found.append(value)
+            raise _EnoughError
+
+    run = Interpreter(integer)
+    for start in range(0, len(images), shape[0]):
+        part = images[start : start + shape[0]].astype(dtype)
+        part = np.concatenate([part, np.repeat(part[-1:], shape[0] - len(part), axis=0)])
+        try:
+            run(part, observe)
+        except _EnoughError:
+            continue
+    return np.concatenate(found)[: len(images)]
+
+
+def reference_logits(split: tvm.IRModule, codes: np.ndarray, batch: int) -> np.ndarray:
+    """Return what the reference interpreter makes of input codes: logit codes ``[V, classes]``."""
+    from tvm_vitq.reference.interpreter import run_integer
+
+    missing = -len(codes) % batch
+    padded = np.concatenate([codes, np.repeat(codes[-1:], missing, axis=0)])
+    return run_integer(split, padded, function="main_codes")[: len(codes)]
+
+
+def compile_module(
+    mod: tvm.IRModule,
+    target: str | Any = "native",
+    output: str | Path | None = None,
+    golden: np.ndarray | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    dump_ir: str | Path | None = None,
+    phase: Phase | None = None,
+) -> Artifact:
+    """Compile a quantized module to one shared library, prove it and load it.
+
+    Parameters
+    ----------
+    mod
+        Module in quantize/dequantize form: what ``tvm_vitq.quantize`` returned or saved.
+    target
+        ``"native"``, a processor name of LLVM's (``"x86-64-v3"``, …) or a ``tvm.target.Target``.
+    output
+        The file to write, usually ``….so``. It is replaced only when everything has succeeded.
+    golden
+        Inputs ``[V, ...]`` in the model's input form; the first two become the golden vectors. None
+        makes two inputs of random codes.
+    labels
+        Names of the classes, to be stored in the artefact.
+    dump_ir
+        Folder that receives the module's text after every phase.
+    phase
+        Called with a phase's name, returns the context that the phase runs in (for progress).
+
+    Returns
+    -------
+    Artifact
+        The loaded artefact (for a foreign architecture it cannot be loaded here: see Raises).
+
+    Raises
+    ------
+    VitqError
+        If the module cannot be lowered, is not integer-only, has a range that cannot be proved, the
+        target is unknown, the output cannot be written, or compiled code and reference differ.
+    """
+    from tvm_vitq.artifact.output import atomic_output, check_output
+
+    if output is None:
+        raise VitqError("compile needs the file to write: output='model.so'")
+    if not hasattr(mod, "functions") or "main" not in [v.name_hint for v in mod.get_global_vars()]:
+        raise VitqError(
+            "compile needs an IRModule with a function main, as tvm_vitq.quantize returns"
+        )
+    output = check_output(output)
+    name, tvm_target = resolve(target)
+    if dump_ir is not None and Path(dump_ir).exists() and not Path(dump_ir).is_dir():
+        raise VitqError(f"cannot write the IR to {dump_ir}: it is a file; name a folder")
+
+    import tvm
+
+    from relay_passes.pipeline import build_passes, lower
+    from relay_passes.split_boundary import SplitBoundary
+    from schedules.isa import isa_for
+    from tvm_vitq.artifact.build import export
+    from tvm_vitq.artifact.metadata import analyse, describe, describe_target
+
+    during = phase or (lambda _name: nullcontext())
+    with during("lower to integers and prove"):
+        integer = lower(mod, dump_ir=dump_ir)
+        metadata = describe(
+            mod,
+            integer,
+            describe_target(name, tvm_target),
+            analyse(integer),
+            list(labels) if labels is not None else None,
+        )
+    with during("golden vectors by the reference interpreter"):
+        codes = golden_codes(integer, golden, _GOLDEN_VECTORS)
+        logits = reference_logits(
+            SplitBoundary()(integer), codes, metadata["input"]["codes"]["shape"][0]
+        )
+    with atomic_output(output) as draft:
+        with during("build"), tvm_target:
+            kernels = tvm.transform.Sequential(build_passes(isa_for(tvm_target)))(integer)
+            if dump_ir is not None:
+                (Path(dump_ir) / "4_kernels.py").write_text(kernels.script())
+            export(kernels, tvm_target, draft, metadata, codes, logits)
+        with during("compare with the reference"):
+            result = load(draft).verify()
+        if not result["equal"]:
+            raise VitqError(
+                f"compiled code and reference differ in {result['logits_different']} of "
+                f"{result['logits_compared']} logits: a defect of tvm-vitq, nothing was written"
+            )
+    return load(output)
