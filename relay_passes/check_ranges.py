@@ -159,4 +159,20 @@ def _moved(name: str, call: relax.Call, args: list[Any]) -> Any:
     parts = args[0] if isinstance(args[0], tuple) else args[:1]
     if any(part is None for part in parts):
         return None
-    return Interval(min(p.lo for p in parts), max(p.hi for p in parts))
+    lo, hi = min(p.lo for p in parts), max(p.hi for p in parts)
+    sums = [p.row_sum for p in parts]
+    if None in sums or not _keeps_rows(name, call):
+        return Interval(lo, hi)
+    return Interval(lo, hi, max(sums))
+
+
+def _keeps_rows(name: str, call: relax.Call) -> bool:
+    """Whether every row (last axis) of a layout operator's result is a row of an operand."""
+    if name == "relax.reshape":
+        return int(call.args[0].ty.shape.values[-1]) == int(call.ty.shape.values[-1])
+    if name == "relax.permute_dims":
+        axes = call.attrs.axes
+        return axes is not None and int(axes[-1]) in (-1, len(axes) - 1)
+    if name == "relax.concat":
+        return int(call.attrs.axis) not in (-1, len(call.ty.shape.values) - 1)
+    return name == "relax.strided_slice"  # part of a row sums to no more

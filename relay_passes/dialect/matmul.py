@@ -1,7 +1,8 @@
 """Matmuls of two activations (attention): ``vitq.matmul`` and ``vitq.matmul_requant``.
 
 ``acc[..., m, n] = sum_k a[..., m, k] * b[..., k, n]`` in int32 (``b[..., n, k]`` with
-``transpose_b``). Both zero points must be 0: nothing can be folded into a constant here.
+``transpose_b``). Both zero points must be 0: nothing can be folded into a constant here. The range
+is ``K * max|a| * max|b|``, or ``row sum of |a| * max|b|`` where ``a`` states its row sum.
 """
 
 from __future__ import annotations
@@ -121,6 +122,10 @@ def _bounds_matmul(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval
     _, k = _accumulator_shape(node)
     corners = [p * q for p in (a.lo, a.hi) for q in (b.lo, b.hi)]
     lo, hi = k * min(corners), k * max(corners)
+    if a.row_sum is not None:
+        # The rows of ``a`` are probabilities: their sum is known, whatever their length.
+        limit = a.row_sum * max(abs(b.lo), abs(b.hi))
+        lo, hi = max(lo, -limit), min(hi, limit)
     claims = [
         Claim("partial sums", min(lo, 0), max(hi, 0), "int32"),
         Claim("accumulator", lo, hi, "int32"),

@@ -39,10 +39,15 @@ tvm_ffi.register_error("VitqError", VitqError)
 
 @dataclass(frozen=True)
 class Interval:
-    """Closed interval of integers that every element of a tensor lies in."""
+    """Closed interval of integers that every element of a tensor lies in.
+
+    ``row_sum``, where an operator knows it (softmax), bounds the sum of the magnitudes along the last
+    axis better than extent times largest element does.
+    """
 
     lo: int
     hi: int
+    row_sum: int | None = None
 
 
 @dataclass(frozen=True)
