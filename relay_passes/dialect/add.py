@@ -21,9 +21,10 @@ from relay_passes.dialect.checking import (
     tensor_of,
     within_int32,
 )
-from relay_passes.dialect.dyadic import dyadic, requantize_bounds, te_requantize
+from relay_passes.dialect.dyadic import dyadic, requantize_bounds
 from relay_passes.dialect.registry import Claim, Interval, call, register
 from relay_passes.dialect.requantize import output_codes
+from schedules.matmul import requantize_te
 
 __all__ = ["add"]
 
@@ -97,7 +98,7 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
         own = index[rank - len(tensor.shape) :]
         place = [0 if int(e) == 1 else i for i, e in zip(own, tensor.shape, strict=True)]
         centred = tensor(*place).astype("int64") - attrs[f"{name}_zero_point"]
-        return te_requantize(centred, attrs[f"{name}_mult"], attrs[f"{name}_shift"])
+        return requantize_te(centred, attrs[f"{name}_mult"], attrs[f"{name}_shift"])
 
     def element(*index: Any) -> Any:
         value = operand(0, index) + operand(1, index) + attrs["zero_point"]

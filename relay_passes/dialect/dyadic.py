@@ -1,4 +1,4 @@
-"""Dyadic requantisation: the one rounding rule of the project (stated once, here).
+"""Dyadic requantisation: the one rounding rule of the project.
 
 A real ratio of scales ``r = S_in / S_out`` becomes two integers ``(m, e)`` with ``r ~ m * 2**-e``,
 and the requantised accumulator is::
@@ -10,6 +10,8 @@ From ``r = f * 2**x``, ``0.5 <= f < 1`` (``frexp`` in float64), ``m = floor(f * 
 ``e = 31 - x``; if that gives ``m = 2**31``, it is halved and ``x`` grows by one. The relative error
 of ``m * 2**-e`` is at most ``2**-31``. Ratios so small that ``e`` would pass 62 keep ``e = 62`` and
 a smaller ``m``; a ratio of exactly 0 gives ``m = 0``: every accumulator maps to 0.
+
+The rule as a TE expression is ``schedules.matmul.requantize_te``.
 """
 
 from __future__ import annotations
@@ -17,11 +19,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from relay_passes.errors import VitqError
 
-__all__ = ["MAX_SHIFT", "dyadic", "requantize_bounds", "te_requantize"]
+__all__ = ["MAX_SHIFT", "dyadic", "requantize_bounds"]
 
 MAX_SHIFT = 62
 """Largest shift: ``a * m + 2**(e - 1)`` then fits int64 for every int32 ``a`` and ``m``."""
@@ -71,20 +72,6 @@ def dyadic(ratio: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shift = np.where(tiny, MAX_SHIFT, shift)
     mult = np.where(value < 0, -mult, mult)
     return mult.astype(np.int32), shift.astype(np.int32)
-
-
-def te_requantize(value: Any, mult: Any, shift: Any) -> Any:
-    """Build the int64 expression ``(value * mult + 2**(shift - 1)) >> shift``.
-
-    ``value`` is an integer expression; ``mult`` and ``shift`` are int32 expressions or Python ints.
-    """
-    mult, shift = _int64(mult), _int64(shift)
-    half = tirx.const(1, "int64") << (shift - tirx.const(1, "int64"))
-    return (_int64(value) * mult + half) >> shift
-
-
-def _int64(value: Any) -> Any:
-    return tirx.const(value, "int64") if isinstance(value, int) else value.astype("int64")
 
 
 def requantize_bounds(

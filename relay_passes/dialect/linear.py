@@ -2,9 +2,10 @@
 
 ``acc[..., n] = sum_k x[..., k] * w[k, n] + bias[n]`` in int32. The zero point of ``x`` is folded
 into ``bias`` by whoever makes the call (``bias - zp * sum_k w[k, n]``). The range proof takes the
-actual weights: with ``P[n]``, ``Q[n]`` the sums of the positive and the negative weights of a column
-and ``x`` in [lo, hi], the accumulator is in ``[lo * P + hi * Q, hi * P + lo * Q] + bias``, both
-ends reached; a partial sum in any order of ``k`` in the same with ``min(lo, 0)``, ``max(hi, 0)``.
+actual weights: with ``P[n]``, ``Q[n]`` the sums of the positive and the negative weights of a
+column and ``x`` in [lo, hi], the accumulator is in ``[lo * P + hi * Q, hi * P + lo * Q] + bias``,
+both ends reached; a partial sum in any order of ``k`` in the same with ``min(lo, 0)`` and
+``max(hi, 0)``.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from relay_passes.dialect.checking import (
     constant_or_fail,
     fail,
     output_interval,
-    te_clamp,
     tensor_of,
     within_int32,
 )
-from relay_passes.dialect.dyadic import requantize_bounds, te_requantize
+from relay_passes.dialect.dyadic import requantize_bounds
 from relay_passes.dialect.registry import Claim, Interval, call, register
 from relay_passes.dialect.requantize import check_channels, output_codes
+from schedules.gemm import Epilogue
+from schedules.matmul import linear_te
 
 __all__ = ["linear", "linear_requant", "linear_requant_add"]
 
@@ -140,34 +142,16 @@ def _infer_requant_add(node: relax.Call) -> relax.TensorType:
 # Definition
 
 
-def _accumulate(x: te.Tensor, w: te.Tensor) -> te.Tensor:
-    k = te.reduce_axis((0, w.shape[0]), name="k")
-    return te.compute(
-        [*x.shape[:-1], w.shape[1]],
-        lambda *i: te.sum(x(*i[:-1], k).astype("int32") * w[k, i[-1]].astype("int32"), axis=k),
-        name="acc",
-    )
-
-
 def _compute_linear(tensors: Sequence[te.Tensor], _attrs: Any) -> te.Tensor:
-    x, w, bias = tensors
-    acc = _accumulate(x, w)
-    return te.compute(acc.shape, lambda *i: acc(*i) + bias[i[-1]], name="out")
+    return linear_te(*tensors, Epilogue())
 
 
 def _compute_requant(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
-    x, w, bias, mult, shift = tensors[:5]
-    acc = _accumulate(x, w)
-
-    def element(*i: Any) -> Any:
-        n = i[-1]
-        value = te_requantize(acc(*i) + bias[n], mult[n], shift[n])
-        if len(tensors) > 5:
-            value = value + te_requantize(tensors[5](*i), attrs["res_mult"], attrs["res_shift"])
-        value = value + attrs["zero_point"]
-        return te_clamp(value, attrs["qmin"], attrs["qmax"], attrs["out_dtype"])
-
-    return te.compute(acc.shape, element, name="out")
+    codes = {key: attrs[key] for key in ("zero_point", "qmin", "qmax", "out_dtype")}
+    if len(tensors) == 5:
+        return linear_te(*tensors[:3], Epilogue("requant", **codes), *tensors[3:])
+    scale = {key: attrs[key] for key in ("res_mult", "res_shift")}
+    return linear_te(*tensors[:3], Epilogue("requant_add", **codes, **scale), *tensors[3:])
 
 
 # Ranges

@@ -18,13 +18,14 @@ from relay_passes.dialect.checking import (
     clamp_interval,
     fail,
     output_interval,
-    te_clamp,
     tensor_of,
     within_int32,
 )
-from relay_passes.dialect.dyadic import requantize_bounds, te_requantize
+from relay_passes.dialect.dyadic import requantize_bounds
 from relay_passes.dialect.registry import Claim, Interval, call, register
 from relay_passes.dialect.requantize import output_codes
+from schedules.gemm import Epilogue
+from schedules.matmul import matmul_te
 
 __all__ = ["matmul", "matmul_requant"]
 
@@ -90,31 +91,14 @@ def _infer_requant(node: relax.Call) -> relax.TensorType:
     return relax.TensorType(shape, node.attrs["out_dtype"])
 
 
-def _accumulate(a: te.Tensor, b: te.Tensor, transpose_b: bool) -> te.Tensor:
-    k = te.reduce_axis((0, a.shape[-1]), name="k")
-    columns = b.shape[-2] if transpose_b else b.shape[-1]
-
-    def element(*i: Any) -> Any:
-        right = b(*i[:-2], i[-1], k) if transpose_b else b(*i[:-2], k, i[-1])
-        return te.sum(a(*i[:-1], k).astype("int32") * right.astype("int32"), axis=k)
-
-    return te.compute([*a.shape[:-1], columns], element, name="acc")
-
-
 def _compute_matmul(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
-    a, b = tensors
-    return _accumulate(a, b, attrs["transpose_b"])
+    return matmul_te(*tensors, attrs["transpose_b"], Epilogue())
 
 
 def _compute_requant(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
-    a, b = tensors
-    acc = _accumulate(a, b, attrs["transpose_b"])
-
-    def element(*i: Any) -> Any:
-        value = te_requantize(acc(*i), attrs["mult"], attrs["shift"]) + attrs["zero_point"]
-        return te_clamp(value, attrs["qmin"], attrs["qmax"], attrs["out_dtype"])
-
-    return te.compute(acc.shape, element, name="out")
+    codes = {key: attrs[key] for key in ("zero_point", "qmin", "qmax", "out_dtype")}
+    scale = {key: attrs[key] for key in ("mult", "shift")}
+    return matmul_te(*tensors, attrs["transpose_b"], Epilogue("requant", **codes, **scale))
 
 
 def _bounds_matmul(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval, list[Claim]]:

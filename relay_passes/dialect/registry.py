@@ -41,8 +41,8 @@ tvm_ffi.register_error("VitqError", VitqError)
 class Interval:
     """Closed interval of integers that every element of a tensor lies in.
 
-    ``row_sum``, where an operator knows it (softmax), bounds the sum of the magnitudes along the last
-    axis better than extent times largest element does.
+    ``row_sum``, where an operator knows it (softmax), bounds the sum of the magnitudes along the
+    last axis better than extent times largest element does.
     """
 
     lo: int

@@ -24,8 +24,9 @@ from relay_passes.dialect.checking import (
     tensor_of,
     within_int32,
 )
-from relay_passes.dialect.dyadic import MAX_SHIFT, dyadic, requantize_bounds, te_requantize
+from relay_passes.dialect.dyadic import MAX_SHIFT, dyadic, requantize_bounds
 from relay_passes.dialect.registry import Claim, Interval, call, constant_of, register
+from schedules.matmul import requantize_te
 
 __all__ = ["check_channels", "output_codes", "requantize"]
 
@@ -98,7 +99,7 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     def element(*index: Any) -> Any:
         channel = index[-1] if per_channel else 0
         value = x(*index).astype("int64") - attrs["in_zero_point"]
-        scaled = te_requantize(value, mult(channel), shift(channel)) + attrs["zero_point"]
+        scaled = requantize_te(value, mult(channel), shift(channel)) + attrs["zero_point"]
         return te_clamp(scaled, attrs["qmin"], attrs["qmax"], attrs["out_dtype"])
 
     return te.compute(x.shape, element, name="out")
