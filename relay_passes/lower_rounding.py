@@ -9,7 +9,15 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from . import dialect
+from .dialect.add import add
+from .dialect.boundary import dequantize, quantize
+from .dialect.gelu import gelu
+from .dialect.layer_norm import layer_norm
+from .dialect.linear import linear
+from .dialect.matmul import matmul
+from .dialect.reduce import sum_
+from .dialect.requantize import requantize
+from .dialect.softmax import softmax
 from .errors import VitqError
 from .values import (
     Activation,
@@ -50,7 +58,7 @@ class Rounder:
 
     def dequantize(self, codes: Codes) -> relax.Expr:
         """Logit codes to float32: the network's output boundary."""
-        return dialect.dequantize(codes.expr, codes.scale, codes.zero_point)
+        return dequantize(codes.expr, codes.scale, codes.zero_point)
 
     @singledispatchmethod
     def _round(self, value: object, target: Target) -> relax.Expr:
@@ -58,7 +66,7 @@ class Rounder:
 
     @_round.register
     def _(self, value: Real, target: Target) -> relax.Expr:
-        return self.emit(dialect.quantize(value.expr, *target))
+        return self.emit(quantize(value.expr, *target))
 
     @_round.register
     def _(self, value: Constant, target: Target) -> relax.Expr:
@@ -72,7 +80,7 @@ class Rounder:
             return value.expr
         ratio = value.scale / scale
         return self.emit(
-            dialect.requantize(value.expr, ratio, value.zero_point, zero_point, qmin, qmax, dtype)
+            requantize(value.expr, ratio, value.zero_point, zero_point, qmin, qmax, dtype)
         )
 
     @_round.register
@@ -108,7 +116,7 @@ class Rounder:
             last = index == len(order) - 1
             out = (zero_point, qmin, qmax, dtype) if last else (0, *INT32, "int32")
             total = self.emit(
-                dialect.add(total, expr, ratio, term_ratio, total_zero, term_zero, *out)
+                add(total, expr, ratio, term_ratio, total_zero, term_zero, *out)
             )
             ratio, total_zero = 1.0, 0
         assert total is not None
@@ -122,10 +130,10 @@ class Rounder:
             if zero_point != 0:
                 raise self.fail("softmax probabilities must have zero point 0")
             return self.emit(
-                dialect.softmax(x.expr, x.scale, scale, qmax, dtype, value.method)
+                softmax(x.expr, x.scale, scale, qmax, dtype, value.method)
             )
         return self.emit(
-            dialect.gelu(
+            gelu(
                 x.expr, x.scale, x.zero_point, scale, zero_point, qmin, qmax, dtype,
                 value.method, value.channel_scale,
             )
@@ -138,17 +146,17 @@ class Rounder:
         if x.zero_point != 0:
             expr = self._centred(x)
         return self.emit(
-            dialect.layer_norm(expr, x.scale, value.gamma, value.beta, value.eps, *target)
+            layer_norm(expr, x.scale, value.gamma, value.beta, value.eps, *target)
         )
 
     @_round.register
     def _(self, value: Mean, target: Target) -> relax.Expr:
         scale, zero_point, qmin, qmax, dtype = target
-        total = self.emit(dialect.sum_(value.x.expr, value.axis, value.keepdims))
+        total = self.emit(sum_(value.x.expr, value.axis, value.keepdims))
         ratio = value.x.scale / (value.size * scale)
         zero = value.size * value.x.zero_point
         return self.emit(
-            dialect.requantize(total, ratio, zero, zero_point, qmin, qmax, dtype)
+            requantize(total, ratio, zero, zero_point, qmin, qmax, dtype)
         )
 
     # -- accumulators --------------------------------------------------------------------------
@@ -156,7 +164,7 @@ class Rounder:
         """Codes with their zero point subtracted, exactly, as int16."""
         if x.dtype not in ("int8", "uint8"):
             raise self.fail("only 8-bit codes may have a zero point here")
-        return self.emit(dialect.requantize(x.expr, 1.0, x.zero_point, 0, -255, 255, "int16"))
+        return self.emit(requantize(x.expr, 1.0, x.zero_point, 0, -255, 255, "int16"))
 
     def _product(self, value: Product) -> tuple[relax.Expr, np.ndarray]:
         x, codes = value.x, value.weight.codes
@@ -172,7 +180,7 @@ class Rounder:
                 f"bias of output channel {worst} does not fit int32 at scale {scale[worst]:.3g}; "
                 "the weight scale of that channel is too small"
             )
-        acc = dialect.linear(x.expr, relax.const(codes), relax.const(bias.astype("int32")))
+        acc = linear(x.expr, relax.const(codes), relax.const(bias.astype("int32")))
         return self.emit(acc), scale
 
     def _score(self, value: Score) -> tuple[relax.Expr, np.ndarray]:
@@ -181,8 +189,8 @@ class Rounder:
         scale = np.array([value.a.scale * value.b.scale * value.factor])
         swapped = self._row_major(value.b) if value.b.zero_point == 0 else None
         if swapped is not None:
-            return self.emit(dialect.matmul(a, swapped, True)), scale
-        return self.emit(dialect.matmul(a, b, False)), scale
+            return self.emit(matmul(a, swapped, True)), scale
+        return self.emit(matmul(a, b, False)), scale
 
     def _row_major(self, b: Codes) -> relax.Expr | None:
         """``b`` with its last two axes swapped, when that keeps the source's last axis in place."""
@@ -201,7 +209,7 @@ class Rounder:
     def _requantize(self, acc: relax.Expr, scale: np.ndarray, target: Target) -> relax.Expr:
         out_scale, zero_point, qmin, qmax, dtype = target
         return self.emit(
-            dialect.requantize(acc, scale / out_scale, 0, zero_point, qmin, qmax, dtype)
+            requantize(acc, scale / out_scale, 0, zero_point, qmin, qmax, dtype)
         )
 
 
