@@ -20,7 +20,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator
 
 from schedules.isa import ISA
-from schedules.packing import LinearPlan, narrow_lift, pack, pad_columns, plan_linear
+from schedules.packing import LinearPlan, narrow_form, pack, pad_columns, plan_linear
 
 from .dialect import packed as _packed_dialect
 from .dialect.registry import call, constant_of, is_vitq_call
@@ -51,11 +51,11 @@ def pack_linear(node: relax.Call, plan: LinearPlan) -> relax.Call:
     attrs = {key: node.attrs[key] for key in (node.attrs.keys() if node.attrs else ())}
     if scale:
         mult, shift = scale
-        shift = np.where(mult == 0, 32, shift)  # rq is 0 either way
-        lift = narrow_lift(shift, _accumulator_bound(w, bias, dtype))
+        bound = _accumulator_bound(w, bias, dtype)
+        mult, shift, flags = narrow_form(mult, shift, bound, int(node.attrs["zero_point"]))
         args += [relax.const(pad_columns(mult, plan.nt, 0)),
                  relax.const(pad_columns(shift, plan.nt, 32))]
-        attrs |= {"narrow": lift is not None, "lift": lift or 0}
+        attrs |= flags
     args += node.args[5:]
     name = node.op.name.removeprefix("vitq.")
     return call(

@@ -36,6 +36,8 @@ class Epilogue:
         in int32 when shifted left by ``lift``, so rq fits the fast form.
     lift
         See ``narrow``.
+    fold_zero
+        The zero point may be folded into the 64-bit rounding constants.
     """
 
     kind: str = "acc"
@@ -49,6 +51,7 @@ class Epilogue:
     shift: int = 0
     narrow: bool = False
     lift: int = 0
+    fold_zero: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .gemm import Tile, default_tile
 from .isa import ISA
 from .x86.intrinsics import DOTS, Dot
 
-__all__ = ["LinearPlan", "narrow_lift", "pack", "pad_columns", "plan_linear", "unpack"]
+__all__ = ["LinearPlan", "narrow_form", "pack", "pad_columns", "plan_linear", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,35 @@ def pad_columns(values: np.ndarray, nt: int, fill: int) -> np.ndarray:
     return padded
 
 
-def narrow_lift(shift: np.ndarray, accumulator: int) -> int | None:
-    """Return the left shift of the accumulator under which the fast requantisation is exact.
+def narrow_form(
+    mult: np.ndarray, shift: np.ndarray, accumulator: int, zero_point: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, bool | int]]:
+    """Bring requantisation parameters to the fast form, if they allow it.
+
+    A column whose accumulator always rounds to 0 gets ``(0, 32)``, which says the same.
 
     Parameters
     ----------
-    shift
-        All shifts e.
+    mult, shift
+        int32 [N], the contract's m and e.
     accumulator
         Proved bound of the accumulator's magnitude.
+    zero_point
+        Of the output.
 
     Returns
     -------
-    int or None
-        The lift t >= 0 with e + t in [32, 62] for all e and accumulator * 2^t < 2^31; None if
-        there is none, so that the 64-bit form must be used.
+    mult, shift, flags
+        ``flags`` are the fields ``narrow``, ``lift`` and ``fold_zero`` of an Epilogue: narrow if
+        there is a lift t >= 0 with e + t in [32, 62] for all e and accumulator * 2^t < 2^31.
     """
-    lift = max(0, 32 - int(shift.min()))
-    fits = accumulator << lift < 2**31 and int(shift.max()) + lift <= 62
-    return lift if fits else None
+    mult, shift = mult.astype(np.int64), shift.astype(np.int64)
+    product = np.abs(mult) * accumulator
+    nothing = product < np.left_shift(np.int64(1), shift - 1)
+    mult, shift = np.where(nothing, 0, mult), np.where(nothing, 32, shift)
+    lift = max(0, 32 - int(shift.min(initial=32)))
+    most = int(shift.max(initial=32)) + lift
+    narrow = accumulator << lift < 2**31 and most <= 62
+    fold = narrow and (2 * abs(zero_point) + 1) << (most - 1) < 2**62
+    flags = {"narrow": narrow, "lift": lift if narrow else 0, "fold_zero": fold}
+    return mult.astype(np.int32), shift.astype(np.int32), flags

@@ -5,6 +5,8 @@ For ``e >= 32`` the result is the high half of the 64-bit sum, shifted right by 
 lanes (``vpmuldq``), the rounding constant is added in 64 bits, the two high halves are blended into
 one vector of int32, and an ordinary 32-bit arithmetic shift finishes: no 64-bit arithmetic shift,
 which AVX2 lacks. The result is below 2^30 in magnitude, so sums of two and a zero point fit int32.
+A zero point can go into the rounding constant as ``zero_point * 2^e`` where that fits int64: one
+addition less, and the clamp then ends in a saturating pack.
 
 For smaller ``e`` a left shift of the operand that provably fits makes up the difference
 (:func:`scalar_lift`), or the 64-bit form is used (:func:`requantize_wide`).
@@ -27,9 +29,18 @@ __all__ = ["Rescale", "clamp", "requantize", "requantize_wide", "scalar_lift", "
 class Rescale:
     """Multiplier and shift of one vector of columns, laid out for :func:`requantize`.
 
-    ``even``/``odd`` are the multipliers of even and odd lanes as int64, ``round_even`` and
-    ``round_odd`` the rounding constants, ``shift`` is e - 32 for every lane, ``lift`` a left shift
-    of the operand.
+    Parameters
+    ----------
+    even, odd
+        int32 x lanes: multipliers whose even elements belong to even (odd) lanes; odd elements are
+        ignored.
+    round_even, round_odd
+        int64 x lanes/2: the rounding constants ``2^(e-1)``, plus ``zero_point * 2^e`` if the zero
+        point is folded in.
+    shift
+        int32 x lanes: e - 32.
+    lift
+        Left shift of the operand, already counted in e.
     """
 
     even: Any
@@ -40,27 +51,27 @@ class Rescale:
     lift: int = 0
 
 
-def _low_half(pairs: Any, lanes: int) -> Any:
+def _signed_low(pairs: Any, lanes: int) -> Any:
+    """Sign-extend the low halves: with both factors so, LLVM multiplies with one vpmuldq."""
     by = const(32, vector_type("int64", lanes // 2))
     return tirx.shift_right(tirx.shift_left(pairs, by), by)
 
 
-def _high_half(pairs: Any, lanes: int) -> Any:
+def _high(pairs: Any, lanes: int) -> Any:
     return tirx.shift_right(pairs, const(32, vector_type("int64", lanes // 2)))
 
 
-def vector_rescale(mult: Any, shift: Any, lanes: int) -> dict[str, Any]:
+def vector_rescale(mult: Any, shift: Any, lanes: int, zero_point: int = 0) -> dict[str, Any]:
     """Return the parts of a :class:`Rescale` for int32 vectors of multipliers and shifts >= 32."""
-    half = vector_type("int64", lanes // 2)
-    pairs = tirx.reinterpret(half, mult)
-    bits = tirx.reinterpret(half, shift - const(1, vector_type("int32", lanes)))
-    one = const(1, half)
+    full, half = vector_type("int32", lanes), vector_type("int64", lanes // 2)
+    scale = const(2 * zero_point + 1, half)  # 2^(e-1) + zero_point * 2^e
+    bits = tirx.reinterpret(half, shift - const(1, full))
     return {
-        "even": _low_half(pairs, lanes),
-        "odd": _high_half(pairs, lanes),
-        "round_even": tirx.shift_left(one, _low_half(bits, lanes)),
-        "round_odd": tirx.shift_left(one, _high_half(bits, lanes)),
-        "shift": shift - const(32, vector_type("int32", lanes)),
+        "even": mult,
+        "odd": tirx.reinterpret(full, _high(tirx.reinterpret(half, mult), lanes)),
+        "round_even": tirx.shift_left(scale, _signed_low(bits, lanes)),
+        "round_odd": tirx.shift_left(scale, _high(bits, lanes)),
+        "shift": shift - const(32, full),
     }
 
 
@@ -70,37 +81,29 @@ def scalar_lift(shift: int, operand_bits: int) -> int | None:
     return lift if operand_bits + lift <= 32 else None
 
 
-def scalar_rescale(mult: int, shift: int, lanes: int, operand_bits: int) -> Rescale:
-    """Return the rescale of one multiplier and shift for all lanes.
-
-    Raises
-    ------
-    ValueError
-        The operand is too wide for the left shift that a small ``shift`` wants.
-    """
-    lift = scalar_lift(shift, operand_bits)
-    if lift is None:
-        raise ValueError(f"requantize: shift {shift} wants more than int{operand_bits} leaves")
-    half = vector_type("int64", lanes // 2)
-    rounding = const(1 << (shift + lift - 1), half)
-    return Rescale(const(mult, half), const(mult, half), rounding, rounding,
-                   const(shift + lift - 32, vector_type("int32", lanes)), lift)
+def scalar_rescale(mult: int, shift: int, lanes: int, lift: int, zero_point: int = 0) -> Rescale:
+    """Return the rescale of one multiplier and shift for all lanes; ``shift + lift >= 32``."""
+    full, half = vector_type("int32", lanes), vector_type("int64", lanes // 2)
+    factor = const(mult, full)
+    rounding = const((2 * zero_point + 1) << (shift + lift - 1), half)
+    return Rescale(factor, factor, rounding, rounding, const(shift + lift - 32, full), lift)
 
 
 def requantize(value: Any, by: Rescale, lanes: int, writer: Writer) -> Any:
     """Return rq of an int32 vector, as an int32 vector."""
-    full = vector_type("int32", lanes)
-    half = vector_type("int64", lanes // 2)
+    full, half = vector_type("int32", lanes), vector_type("int64", lanes // 2)
     if by.lift:
         value = tirx.shift_left(value, const(by.lift, full))
     pairs = writer.bind("pairs", tirx.reinterpret(half, value))
-    even = _low_half(pairs, lanes) * by.even + by.round_even
-    odd = _high_half(pairs, lanes) * by.odd + by.round_odd
+
+    def product(factor: Any, part: Any, rounding: Any) -> Any:
+        wide = _signed_low(tirx.reinterpret(half, factor), lanes)
+        return tirx.reinterpret(full, _signed_low(part, lanes) * wide + rounding)
+
+    even = product(by.even, pairs, by.round_even)
+    odd = product(by.odd, _high(pairs, lanes), by.round_odd)
     picks = [i + 1 if i % 2 == 0 else lanes + i for i in range(lanes)]
-    high = tirx.Shuffle(
-        [tirx.reinterpret(full, even), tirx.reinterpret(full, odd)],
-        [tirx.const(p, "int32") for p in picks],
-    )
+    high = tirx.Shuffle([even, odd], [tirx.const(p, "int32") for p in picks])
     return tirx.shift_right(high, by.shift)
 
 

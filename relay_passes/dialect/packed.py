@@ -4,14 +4,15 @@ The same arithmetic as ``vitq.linear*`` (see there), over weights laid out for o
 ``w`` is int8 [N/nt, K/kv, nt, kv], zeros where padded, and ``bias``, ``mult``, ``shift`` are padded
 to N/nt * nt. Attributes besides those of the unpacked operator:
 
-========  =======================================================================================
-columns   N without padding
-dot       the dot sequence that the layout is made for
-lanes     its 32-bit lanes
-offset    added to every activation code (128 where int8 codes are taken as unsigned); ``bias``
-          has the matching ``-offset * sum_k w[k, n]``
-narrow    whether requantisation fits the fast form, shifting the accumulator left by ``lift``
-========  =======================================================================================
+=========  ======================================================================================
+columns    N without padding
+dot        the dot sequence that the layout is made for
+lanes      its 32-bit lanes
+offset     added to every activation code (128 where int8 codes are taken as unsigned); ``bias``
+           has the matching ``-offset * sum_k w[k, n]``
+narrow     whether requantisation fits the fast form, shifting the accumulator left by ``lift``
+fold_zero  whether the zero point then fits the rounding constants
+=========  ======================================================================================
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def _epilogue(attrs: Any, inputs: int) -> Epilogue:
         res_shift=int(attrs["res_shift"]) if inputs == 6 else 0,
         narrow=bool(attrs["narrow"]),
         lift=int(attrs["lift"]),
+        fold_zero=bool(attrs["fold_zero"]),
     )
 
 

@@ -131,20 +131,23 @@ class _Kernel:
     def load_columns(self) -> None:
         """Lay the block's bias, multipliers and shifts out for the epilogue."""
         w, lanes, vectors = self.w, self.lanes, self.tile.vectors
+        half = lanes // 2
         narrow = self.spec.epilogue.kind != "acc" and self.spec.epilogue.narrow
         self.stash: dict[str, Any] = {}
         if not narrow:
             return
-        for name in ("even", "odd", "round_even", "round_odd"):
-            self.stash[name] = w.alloc(name, (vectors * lanes // 2,), "int64")
-        self.stash["shift"] = w.alloc("down", (vectors * lanes,), "int32")
+        for name in ("round_even", "round_odd"):
+            self.stash[name] = w.alloc(name, (vectors * half,), "int64")
+        for name in ("even", "odd", "shift"):
+            self.stash[name] = w.alloc(name, (vectors * lanes,), "int32")
+        zero_point = self.spec.epilogue.zero_point if self.spec.epilogue.fold_zero else 0
         for v in range(vectors):
             first = self.block * self.nt + v * lanes
             mult = w.bind("mult", load(self.mult, first, lanes=lanes))
             shift = w.bind("shift", load(self.shift, first, lanes=lanes))
             lift = const(self.spec.epilogue.lift, vector_type("int32", lanes))
-            for name, value in vector_rescale(mult, shift + lift, lanes).items():
-                count = lanes if name == "shift" else lanes // 2
+            for name, value in vector_rescale(mult, shift + lift, lanes, zero_point).items():
+                count = half if name.startswith("round") else lanes
                 w.store(self.stash[name], value, v * count, lanes=count)
 
     def row_tile(self, start: Any, height: int) -> None:
@@ -202,11 +205,10 @@ class _Kernel:
         first = self.block * self.nt + v * lanes
         half = lanes // 2
         if epilogue.narrow:
-            parts = {
-                name: load(buffer, v * (lanes if name == "shift" else half),
-                           lanes=lanes if name == "shift" else half)
-                for name, buffer in self.stash.items()
-            }
+            parts = {}
+            for name, buffer in self.stash.items():
+                count = half if name.startswith("round") else lanes
+                parts[name] = load(buffer, v * count, lanes=count)
             total = requantize(value, Rescale(**parts, lift=epilogue.lift), lanes, w)
             kind = vector_type("int32", lanes)
         else:
@@ -215,7 +217,8 @@ class _Kernel:
             kind = vector_type("int64", lanes)
         if self.residual is not None:
             total = total + self.rescaled_residual(first, row, kind)
-        total = total + const(epilogue.zero_point, kind)
+        if not (epilogue.narrow and epilogue.fold_zero):
+            total = total + const(epilogue.zero_point, kind)
         total = clamp(total, epilogue.qmin, epilogue.qmax, kind)
         return w.bind("code", tirx.Cast(vector_type("int32", lanes), total))
 
@@ -227,11 +230,12 @@ class _Kernel:
         source = self.guarded_load(buffer, row, first)
         codes = tirx.Cast(full, source)
         bits = int(str(buffer.dtype).removeprefix("int"))
-        if scalar_lift(epilogue.res_shift, bits) is None:
+        lift = scalar_lift(epilogue.res_shift, bits)
+        if lift is None:
             value = requantize_wide(codes, const(epilogue.res_mult, full),
                                     const(epilogue.res_shift, full), lanes)
         else:
-            by = scalar_rescale(epilogue.res_mult, epilogue.res_shift, lanes, bits)
+            by = scalar_rescale(epilogue.res_mult, epilogue.res_shift, lanes, lift)
             value = requantize(codes, by, lanes, self.w)
         return tirx.Cast(kind, value) if kind.startswith("int64") else value
 

@@ -13,7 +13,7 @@ from schedules.apply import schedule_function
 from schedules.gemm import Epilogue, Tile
 from schedules.isa import isa_for, resolve_target
 from schedules.matmul import packed_linear_te
-from schedules.packing import narrow_lift, pack, pad_columns, plan_linear
+from schedules.packing import narrow_form, pack, pad_columns, plan_linear
 
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-2000, 2000)}
 CODES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32767, 32767),
@@ -75,16 +75,16 @@ def make_linear(
     res = pick(-32767, 32767, (1, rows, columns)).astype("int16")
     qmin, qmax = CODES[out_dtype]
     bound = max(abs(low), high) * 127 * depth + 10**5
-    lift = narrow_lift(shift, bound)
+    narrow_mult, narrow_shift, flags = narrow_form(mult, shift, bound, 3)
     epilogue = Epilogue() if kind == "acc" else Epilogue(
         kind, 3, qmin, qmax, out_dtype, res_mult=1500000001, res_shift=res_shift,
-        narrow=lift is not None, lift=lift or 0)
+        **flags)
     folded = (bias - plan.offset * w.astype("int64").sum(0)).astype("int32")
     values = [x, pack(w, plan.nt, plan.dot.kv), pad_columns(folded, plan.nt, 0)]
     names = ["x", "w", "bias"]
     expected = x.astype("int64") @ w.astype("int64") + bias
     if kind != "acc":
-        values += [pad_columns(mult, plan.nt, 0), pad_columns(shift, plan.nt, 32)]
+        values += [pad_columns(narrow_mult, plan.nt, 0), pad_columns(narrow_shift, plan.nt, 32)]
         names += ["mult", "shift"]
         expected = rq(expected, mult, shift)
     if kind == "requant_add":

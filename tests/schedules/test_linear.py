@@ -54,7 +54,7 @@ def test_inner_loop(target: str, mnemonic: str, tile: int) -> None:
     dots = [line for line in loop if line.startswith(mnemonic)]
     assert len(dots) >= tile - 2
     assert not [line for line in loop if "(%rsp)" in line or "(%rbp)" in line], "spill"
-    assert len(loop) <= 2.9 * len(dots), loop
+    assert len(loop) <= 3.1 * len(dots), loop
 
 
 @pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4", "znver5"])
