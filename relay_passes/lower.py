@@ -95,7 +95,7 @@ class _Lowering:
     def run(self) -> tuple[relax.Function, list[dict[str, object]]]:
         """Lower the function; returns the integer function and the table of layers."""
         (param,) = self.func.params
-        x = relax.Var(param.name_hint, param.ty)
+        x = relax.Var(param.name, param.ty)
         dtype = str(param.ty.dtype)
         if dtype == "uint8":
             self.values[param] = Codes(x, 1.0, 0, 0, 255)
@@ -116,7 +116,7 @@ class _Lowering:
 
     def _visit(self, binding: relax.Binding) -> None:
         var, value = binding.var, binding.value
-        self.where = var.name_hint
+        self.where = var.name
         if isinstance(value, relax.Var):
             self.values[var] = self.values[value]
         elif isinstance(value, relax.Tuple):

@@ -47,16 +47,16 @@ class SplitBoundary:
                     if binding.var.same_as(last):
                         break
                     value = _substitute(binding.value, table)
-                    table[binding.var] = bb.emit(value, binding.var.name_hint)
+                    table[binding.var] = bb.emit(value, binding.var.name)
                 out = bb.emit_output(_substitute(final.args[0], table))
             codes = bb.emit_func_output(out)
-        x = relax.Var(main.params[0].name_hint, main.params[0].ty)
+        x = relax.Var(main.params[0].name, main.params[0].ty)
         table = {main.params[0]: x}
         with bb.function("main", [x], attrs={"global_symbol": "main"}):
             with bb.dataflow():
                 for binding in before:
                     value = _substitute(binding.value, table)
-                    table[binding.var] = bb.emit(value, binding.var.name_hint)
+                    table[binding.var] = bb.emit(value, binding.var.name)
                 inner = bb.emit(relax.Call(codes, [table[entry]]), "codes")
                 logits = relax.Call(final.op, [inner], final.attrs)
                 out = bb.emit_output(bb.emit(logits, "logits"))
