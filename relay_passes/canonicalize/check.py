@@ -1,0 +1,98 @@
+"""The grammar of the canonical form, and the error for what does not fit it."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+
+from ..errors import VitqError
+from .from_relax import from_relax, place
+from .graph import Graph, Node
+
+__all__ = ["SUPPORTED", "check_canonical", "check_graph", "check_weights"]
+
+SUPPORTED = (
+    "linear layers, patch-embedding convolutions, attention (matmul, scale, bias, mask, softmax), layer_norm, "
+    "gelu, residual add, position embedding, mean pooling and operators that only move elements"
+)
+_LAYOUT = {"reshape", "permute", "slice", "concat"}
+_FREE = {"linear", "softmax", "layer_norm", "gelu", "gelu_tanh", "qdq", "pixels", "input", "const"}
+
+
+def _problem(node: Node) -> str | None:
+    """Return what is wrong with a node, or None if it is canonical."""
+    op = node.op
+    constants = [i for i in node.inputs if i.is_const]
+    if op in _FREE or op in _LAYOUT:
+        if op == "layer_norm" and len(constants) != 2:
+            return "its gamma and beta must be constant"
+        return None
+    if op == "take":
+        return None if node.inputs[1].is_const else "its indices depend on the input"
+    if op == "mean":
+        return None if isinstance(node.attrs["axis"], int) else f"axes {node.attrs['axis']} are not adjacent"
+    if op == "matmul":
+        linear = not constants or (node.inputs[1].is_const and len(node.inputs[1].shape) == 2)
+        return None if linear else "a constant operand must be the right-hand one, [K, N]"
+    if op == "multiply":
+        if len(constants) == 1 and constants[0].size == 1:
+            return None
+        return "only a constant scale next to a linear, a LayerNorm or attention logits can be folded"
+    if op == "add":
+        shapes = [i.shape for i in node.inputs]
+        if constants or shapes[0] == shapes[1]:
+            return None if node.shape in shapes else "its operands broadcast against each other"
+        return f"operands of shapes {list(shapes[0])} and {list(shapes[1])} broadcast"
+    return ""
+
+
+def check_graph(graph: Graph) -> None:
+    """Raise for the first node that is not canonical.
+
+    Raises
+    ------
+    VitqError
+        Names the operator, the nearest parameter, and what is supported.
+    """
+    for node in graph.nodes():
+        problem = _problem(node)
+        if problem is None:
+            continue
+        op = {"permute": "permute_dims"}.get(node.op, node.op)
+        reason = f" ({problem})" if problem else ""
+        raise VitqError(
+            f"operator {op}{reason} near {place(node)} with result {list(node.shape)} is not supported; "
+            f"supported are {SUPPORTED}"
+        )
+
+
+def check_weights(graph: Graph) -> None:
+    """Raise if a constant holds NaN, or Inf outside an additive mask.
+
+    Raises
+    ------
+    VitqError
+        Names the parameter and counts the bad values.
+    """
+    for node in graph.nodes():
+        if not node.is_const or not node.dtype.startswith("float"):
+            continue
+        array = node.array
+        if np.isfinite(array).all() or (np.isneginf(array) | np.isfinite(array)).all() and not node.name:
+            continue
+        bad = int(np.size(array) - np.isfinite(array).sum())
+        raise VitqError(
+            f"weights {node.name or 'of ' + place(node.users[0])!s} hold {bad} NaN or Inf of {array.size} values; "
+            "repair the checkpoint"
+        )
+
+
+def check_canonical(mod: tvm.IRModule) -> None:
+    """Verify that ``main`` of a module is in the canonical float form.
+
+    Raises
+    ------
+    VitqError
+        Names the first operator outside the grammar and where it is.
+    """
+    check_graph(from_relax(mod))

@@ -1,0 +1,102 @@
+"""Constant folding in numpy, so that a constant's bits don't depend on who exported the model.
+
+Operators numpy does not cover here are evaluated by a compiled Relax function (:func:`evaluate`);
+they are rare: an interpolated position embedding, for example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from .graph import Node
+
+__all__ = ["BINARY", "UNARY", "evaluate", "fold"]
+
+BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "divide": lambda a, b: np.divide(a, b) if a.dtype.kind == "f" else (a // b).astype(a.dtype),
+    "floor_divide": np.floor_divide,
+    "mod": np.mod,
+    "floor_mod": np.mod,
+    "power": np.power,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
+    "logical_and": np.logical_and,
+    "logical_or": np.logical_or,
+}
+UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "negative": np.negative,
+    "sqrt": np.sqrt,
+    "exp": np.exp,
+    "log": np.log,
+    "abs": np.abs,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "logical_not": np.logical_not,
+}
+
+
+def fold(op: str, arrays: Sequence[np.ndarray], attrs: dict[str, Any]) -> np.ndarray | None:
+    """Compute a node whose operands are all constant; None if numpy does not cover ``op`` here."""
+    if op in BINARY:
+        return np.asarray(BINARY[op](*arrays))
+    if op in UNARY:
+        return np.asarray(UNARY[op](arrays[0]))
+    if op == "reshape":
+        return arrays[0].reshape(attrs["shape"])
+    if op == "broadcast_to":
+        return np.broadcast_to(arrays[0], attrs["shape"])
+    if op == "permute":
+        return arrays[0].transpose(attrs["axes"])
+    if op == "slice":
+        index = [slice(None)] * arrays[0].ndim
+        index[attrs["axis"]] = slice(attrs["begin"], attrs["end"], attrs.get("step", 1))
+        return arrays[0][tuple(index)]
+    if op == "concat":
+        return np.concatenate(list(arrays), axis=attrs["axis"])
+    if op == "take":
+        return np.take(arrays[0], arrays[1], axis=attrs["axis"])
+    if op == "where":
+        return np.where(*arrays)
+    if op == "astype":
+        return arrays[0].astype(attrs["dtype"])
+    return None
+
+
+def evaluate(call: relax.Call, operands: Sequence[Node], structure: Callable[[Sequence[relax.Expr]], relax.Call]) -> np.ndarray:
+    """Evaluate one Relax call on constants with TVM's own kernels.
+
+    Parameters
+    ----------
+    call : relax.Call
+        The call as imported (for its result type).
+    operands : sequence of Node
+        Constant nodes, in the order in which ``structure`` takes them.
+    structure : callable
+        Rebuilds the call from Relax expressions.
+    """
+    builder = relax.BlockBuilder()
+    params = [
+        relax.Var(f"c{i}", relax.TensorType(node.shape, node.dtype)) for i, node in enumerate(operands)
+    ]
+    with builder.function("main", params):
+        with builder.dataflow():
+            out = builder.emit_output(builder.normalize(structure(params)))
+        builder.emit_func_output(out)
+    executable = tvm.compile(builder.get(), target="llvm")
+    machine = relax.VirtualMachine(executable, tvm.cpu())
+    arrays = [tvm.runtime.tensor(np.ascontiguousarray(node.array)) for node in operands]
+    return machine["main"](*arrays).numpy()
