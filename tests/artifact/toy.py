@@ -15,7 +15,7 @@ import relay_passes.dialect
 from relay_passes.dialect import boundary, linear, requantize
 from relay_passes.split_boundary import SplitBoundary
 from tvm_vitq.artifact.build import export
-from tvm_vitq.artifact.metadata import describe, describe_target
+from tvm_vitq.artifact.metadata import analyse, describe, describe_target
 from tvm_vitq.compiler import golden_codes, reference_logits, resolve
 
 assert relay_passes.dialect
@@ -78,8 +78,7 @@ def toy_artifact(
     """Write a toy artefact; ``change`` overrides metadata, ``wrong`` spoils a golden logit."""
     integer = toy_integer(**kind)
     name, target = resolve("native")
-    analysis = {"integer_only": True, "ranges_proved": True, "bounds": []}
-    metadata = describe(None, integer, describe_target(name, target), analysis)
+    metadata = describe(None, integer, describe_target(name, target), analyse(integer))
     codes = golden_codes(integer, None)
     logits = reference_logits(SplitBoundary()(integer), codes, metadata["input"]["shape"][0])
     if wrong:

@@ -23,7 +23,8 @@ def inspect_artifact(artifact: Artifact) -> dict[str, Any]:
         The metadata document, and ``path``, ``size_bytes``, ``fp32_bytes`` (of the weights as
         float32), ``size_percent``, ``integer_only``, ``ranges_proved``, ``float_instructions``
         (floating-point arithmetic instructions outside the boundary kernels; None where there is no
-        disassembler), ``float_instructions_by_kernel``, ``golden_vectors``.
+        disassembler), ``float_instructions_by_kernel``, ``golden_vectors``, and ``bounds``: the
+        rows of the range proof.
     """
     meta = artifact.metadata
     size, fp32 = artifact.path.stat().st_size, 4 * int(meta["parameters"])
@@ -45,4 +46,7 @@ def inspect_artifact(artifact: Artifact) -> dict[str, Any]:
     except VitqError as why:
         report["float_instructions"] = None
         report["float_instructions_missing"] = str(why)
-    return {**report, **meta}
+    bounds = meta["analysis"].get("bounds") or {"columns": [], "rows": []}
+    report["bounds"] = [dict(zip(bounds["columns"], row, strict=True)) for row in bounds["rows"]]
+    rest = {key: value for key, value in meta.items() if key != "analysis"}
+    return {**report, **rest, "integer": meta["analysis"].get("integer")}

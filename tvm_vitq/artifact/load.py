@@ -150,7 +150,8 @@ class Artifact:
         if self.input_dtype == "float32":
             if x.dtype.kind != "f":
                 raise VitqError(
-                    f"the input is {x.dtype}; this artefact takes normalised float32 {self._wanted()}"
+                    f"the input is {x.dtype}; this artefact takes normalised float32 "
+                    f"{self._wanted()}"
                 )
             x = x.astype(np.float32, copy=False)
         elif x.dtype != np.uint8:

@@ -1,4 +1,4 @@
-"""What an artefact says of itself: one JSON document, made from the modules it was compiled from."""
+"""What an artefact says of itself: one JSON document, made from its modules."""
 
 from __future__ import annotations
 
@@ -189,17 +189,28 @@ def describe(
 
 
 def analyse(integer: tvm.IRModule) -> dict[str, Any]:
-    """Collect the results of the two analyses of a proved integer module.
-
-    ``lower`` has already refused a module that fails either; this keeps what they found.
+    """Collect the results of the two analyses of an integer module, which both must pass.
 
     Returns
     -------
     dict
-        ``integer_only`` and ``ranges_proved`` (bool), and ``bounds``: the rows of the range proof.
+        ``integer_only`` and ``ranges_proved`` (bool), ``integer`` (what the first check counted)
+        and ``bounds`` (the rows of the range proof, as ``columns`` and ``rows``).
+
+    Raises
+    ------
+    VitqError
+        If the module holds a float or a range cannot be proved.
     """
     from relay_passes.check_integer_only import check_integer_only
     from relay_passes.check_ranges import check_ranges
 
-    check_integer_only(integer)
-    return {"integer_only": True, "ranges_proved": True, "bounds": check_ranges(integer)}
+    integer_report = check_integer_only(integer)
+    bounds = check_ranges(integer)
+    columns = list(bounds[0]) if bounds else []
+    return {
+        "integer_only": bool(integer_report["integer_only"]),
+        "ranges_proved": True,
+        "integer": integer_report,
+        "bounds": {"columns": columns, "rows": [[row[c] for c in columns] for row in bounds]},
+    }

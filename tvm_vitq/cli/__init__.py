@@ -1,0 +1,36 @@
+"""The command line ``tvm-vitq``: it only parses; what the verbs do is in the packages beside it.
+
+Exit status: 0 done, 1 the check failed, 2 the input was wrong (one line on standard error).
+"""
+
+from __future__ import annotations
+
+import typer
+
+from . import compile as _compile
+from . import eval as _eval
+from . import inspect as _inspect
+from . import run as _run
+from . import verify as _verify
+from .common import OneLineGroup
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="tvm-vitq",
+    cls=OneLineGroup,
+    help="Integer-only Vision Transformers: a trained ViT in, one proved shared library out.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("compile")(_compile.command)
+app.command("run")(_run.command)
+app.command("eval")(_eval.command)
+app.command("inspect")(_inspect.command)
+app.command("verify")(_verify.command)
+
+
+def main() -> None:
+    """Run the command line with the process's arguments."""
+    app(prog_name="tvm-vitq")

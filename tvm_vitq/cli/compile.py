@@ -1,0 +1,158 @@
+"""``tvm-vitq compile``: a trained model and calibration images in, one proved artefact out."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .common import DebugOption, JsonOption, ThreadsOption, emit, progress_bar, verb
+
+__all__ = ["command"]
+
+
+class Nonlinear(str, Enum):
+    """Families of integer softmax and GELU."""
+
+    TABLE = "table"
+    POLY = "poly"
+    SHIFT = "shift"
+
+
+class Input(str, Enum):
+    """Forms of the compiled function's input."""
+
+    FLOAT32 = "float32"
+    UINT8 = "uint8"
+
+
+class Observer(str, Enum):
+    """Ways to choose a range."""
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+
+
+PREPROCESSING = "Preprocessing (from the model's own configuration unless given)"
+
+
+def _preprocess(help_text: str, *names: str) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=PREPROCESSING)
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="timm name, factory 'package.module:function', .pt2, .onnx, or what "
+            "--save-quantized wrote.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The artefact to write.")],
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Weights: .safetensors, .pth, ...")
+    ] = None,
+    calib: Annotated[
+        str | None,
+        typer.Option("--calib", help="Calibration images: folder, .npz or .npy; no labels needed."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Calibration images to use, taken evenly.")
+    ] = 128,
+    nonlinear: Annotated[
+        Nonlinear | None, typer.Option("--nonlinear", help="Integer softmax and GELU.")
+    ] = None,
+    observer: Annotated[Observer | None, typer.Option("--observer", help="Range rule.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Quantization recipe: a preset or a JSON file.")
+    ] = None,
+    input_form: Annotated[
+        Input, typer.Option("--input", help="float32: normalised NCHW; uint8: raw NHWC pixels.")
+    ] = Input.FLOAT32,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per call.")] = 1,
+    target: Annotated[
+        str, typer.Option("--target", help="native, or a processor name such as x86-64-v3.")
+    ] = "native",
+    save_quantized: Annotated[
+        Path | None, typer.Option("--save-quantized", help="Also save the quantized module.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="Class names to store: one a line, or JSON.")
+    ] = None,
+    input_size: Annotated[
+        str | None, _preprocess("Input size, S or H,W or C,H,W.", "--input-size")
+    ] = None,
+    resize: Annotated[
+        str | None, _preprocess("Size before the crop, S or H,W.", "--resize")
+    ] = None,
+    crop_pct: Annotated[
+        float | None, _preprocess("Share of the resized image that is kept.", "--crop-pct")
+    ] = None,
+    crop_mode: Annotated[
+        str | None, _preprocess("center, squash or border.", "--crop-mode")
+    ] = None,
+    interpolation: Annotated[
+        str | None, _preprocess("bilinear, bicubic, ...", "--interpolation")
+    ] = None,
+    mean: Annotated[str | None, _preprocess("Mean per channel, M or M,M,M.", "--mean")] = None,
+    std: Annotated[str | None, _preprocess("Deviation per channel, S or S,S,S.", "--std")] = None,
+    dump_ir: Annotated[
+        Path | None, typer.Option("--dump-ir", help="Folder for the IR after every phase.")
+    ] = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compile MODEL to an integer-only shared library, and prove it."""
+    with verb(debug):
+        from tvm_vitq.job import CompileJob
+
+        job = CompileJob(
+            model=model,
+            output=output,
+            checkpoint=checkpoint,
+            calib=calib,
+            samples=samples,
+            recipe=recipe,
+            choices={
+                "nonlinear": nonlinear.value if nonlinear else None,
+                "observer": observer.value if observer else None,
+            },
+            input_form=input_form.value,
+            batch=batch,
+            target=target,
+            save_quantized=save_quantized,
+            labels=labels,
+            preprocess={
+                "input_size": input_size,
+                "resize": resize,
+                "crop_pct": crop_pct,
+                "crop_mode": crop_mode,
+                "interpolation": interpolation,
+                "mean": mean,
+                "std": std,
+            },
+            dump_ir=dump_ir,
+            threads=threads,
+        )
+        with progress_bar(job.phases, "start") as (advance, say):
+            document = job.run(advance, say)
+
+    def show(console: Console) -> None:
+        phases = ", ".join(f"{name} {s:.1f} s" for name, s in document["seconds"].items())
+        size = f"{document['size_bytes']:,} bytes"
+        if document["size_percent"] is not None:
+            size += f", {document['size_percent']} % of the fp32 weights"
+        console.print(f"{document['artifact']}: {size}")
+        console.print(
+            "integer-only: yes; ranges proved: yes; equal to the reference on "
+            f"{document['vectors']} golden vectors ({document['logits_compared']} logits)"
+        )
+        console.print(phases, style="dim")
+
+    emit(document, json, show)

@@ -1,0 +1,108 @@
+"""``tvm-vitq inspect``: operators, dtypes, scales, float boundary and proofs of an artefact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .common import DebugOption, JsonOption, emit, verb
+
+__all__ = ["command"]
+
+
+def command(
+    artifact: Annotated[Path, typer.Argument(help="The artefact.", show_default=False)],
+    layers: Annotated[bool, typer.Option("--layers", help="Show every layer's codes.")] = False,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Describe ARTIFACT: operators, dtypes, scales, float boundary, proofs."""
+    with verb(debug):
+        import tvm_vitq
+
+        report = tvm_vitq.load(artifact).inspect()
+    emit(report, json, lambda console: _show(console, report, layers))
+
+
+def _show(console: Console, report: dict[str, Any], layers: bool) -> None:
+    console.print(_facts(report))
+    console.print(_proofs(report))
+    operators = Table("operator", "count", title="Operators", title_justify="left")
+    for name, count in report["operators"].items():
+        operators.add_row(name, str(count))
+    console.print(operators)
+    tight = sorted(report["bounds"], key=lambda r: r["headroom_bits"])[:5]
+    if tight:
+        table = Table(title="Tightest proved ranges", title_justify="left")
+        for heading in ("where", "operator", "quantity", "range", "dtype", "headroom"):
+            table.add_column(heading)
+        for row in tight:
+            table.add_row(
+                row["binding"],
+                row["op"],
+                row["quantity"],
+                f"{row['lo']} ... {row['hi']}",
+                row["dtype"],
+                f"{row['headroom_bits']} bits",
+            )
+        console.print(table)
+    if layers and report.get("layers"):
+        table = Table(title="Layers", title_justify="left")
+        for heading in ("name", "from", "shape", "codes", "scale", "zero point"):
+            table.add_column(heading)
+        for row in report["layers"]:
+            table.add_row(
+                str(row["name"]),
+                str(row["from"]),
+                "x".join(str(v) for v in row["shape"]),
+                str(row["dtype"]),
+                f"{row['scale']:.6g}",
+                str(row["zero_point"]),
+            )
+        console.print(table)
+
+
+def _facts(report: dict[str, Any]) -> Table:
+    table = Table(title=report["path"], title_justify="left", show_header=False)
+    entry, out = report["input"], report["output"]
+    target, versions, recipe = report["target"], report["versions"], report["recipe"] or {}
+    codes = entry["codes"]
+    boundary = "uint8 pixels: no float before the logits"
+    if codes["inv_scale"] is not None:
+        scale = 1 / codes["inv_scale"]
+        boundary = f"{codes['dtype']}, scale {scale:.6g}, zero point {codes['zero_point']}"
+    size = f"{report['size_bytes']:,} bytes"
+    if report["size_percent"] is not None:
+        size += f", {report['size_percent']} % of the fp32 weights"
+    for name, value in (
+        ("model", str(report["model"].get("name"))),
+        ("input", f"{entry['dtype']} {entry['layout']} {entry['shape']}"),
+        ("input boundary", boundary),
+        ("output boundary", f"{out['dtype']} {out['shape']} times {out['scale']:.6g} to float32"),
+        ("target", f"{target['name']} ({target['mcpu']})"),
+        (
+            "recipe",
+            ", ".join(f"{k} {v}" for k, v in recipe.items() if not isinstance(v, dict | list)),
+        ),
+        ("versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
+        ("size", size),
+        ("golden vectors", str(report["golden_vectors"])),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _proofs(report: dict[str, Any]) -> Table:
+    table = Table("proof", "result", title="Proofs", title_justify="left")
+    found = report["float_instructions"]
+    table.add_row("integer only in the IR", "yes" if report["integer_only"] else "NO")
+    table.add_row("no overflow possible", "yes" if report["ranges_proved"] else "NO")
+    table.add_row(
+        "floating-point instructions outside the boundary",
+        str(found) if found is not None else f"unknown: {report['float_instructions_missing']}",
+    )
+    return table

@@ -1,0 +1,36 @@
+"""``tvm-vitq verify``: replay the golden vectors stored in an artefact, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .common import DebugOption, JsonOption, ThreadsOption, emit, fail_check, verb
+
+__all__ = ["command"]
+
+
+def command(
+    artifact: Annotated[Path, typer.Argument(help="The artefact.", show_default=False)],
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Replay the golden vectors stored in ARTIFACT: equal or not, bit for bit."""
+    with verb(debug):
+        import tvm_vitq
+
+        found = tvm_vitq.load(artifact, threads).verify()
+
+    def show(console: Console) -> None:
+        words = "equal" if found["equal"] else "NOT equal"
+        console.print(
+            f"{artifact}: {words}: {found['vectors']} golden vectors, "
+            f"{found['logits_compared']} logits compared, {found['logits_different']} different"
+        )
+
+    emit(found, json, show)
+    fail_check(not found["equal"])

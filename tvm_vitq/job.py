@@ -1,0 +1,240 @@
+"""The whole compile job as the command line runs it: load, calibrate, quantize, compile, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relay_passes.errors import VitqError
+from tvm_vitq.artifact.output import check_output
+
+if TYPE_CHECKING:
+    import tvm
+
+__all__ = ["CompileJob", "make_recipe", "parse_preprocess"]
+
+
+def _numbers(name: str, text: str, kind: type) -> list[Any]:
+    try:
+        return [kind(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        raise VitqError(f"--{name}: {text!r} is not a number or numbers with commas") from None
+
+
+def parse_preprocess(flags: dict[str, Any]) -> dict[str, Any]:
+    """Turn preprocessing flags into the keywords of ``load_model``; absent flags are left out.
+
+    Raises
+    ------
+    VitqError
+        If a flag's text is not made of numbers or has a wrong length.
+    """
+    found = {key: value for key, value in flags.items() if value is not None}
+    if "input_size" in found:
+        sizes = _numbers("input-size", found["input_size"], int)
+        if len(sizes) == 1:
+            sizes = sizes * 2
+        if len(sizes) == 2:
+            sizes = [3, *sizes]
+        if len(sizes) != 3 or min(sizes) < 1:
+            raise VitqError(f"--input-size: {found['input_size']!r} is not S, H,W or C,H,W")
+        found["input_size"] = sizes
+    if "resize" in found:
+        sizes = _numbers("resize", found["resize"], int)
+        if len(sizes) > 2:
+            raise VitqError(f"--resize: {found['resize']!r} is not S or H,W")
+        found["resize"] = sizes[0] if len(sizes) == 1 else sizes
+    for key in ("mean", "std"):
+        if key in found:
+            values = _numbers(key, found[key], float)
+            if len(values) not in (1, 3):
+                raise VitqError(f"--{key}: give one number or three, got {found[key]!r}")
+            found[key] = values * 3 if len(values) == 1 else values
+    return found
+
+
+def make_recipe(source: str | None, choices: dict[str, Any]) -> Any:
+    """Make a recipe from a JSON file (or the default) and single choices that override it.
+
+    Raises
+    ------
+    VitqError
+        If the file cannot be read or a value is not one of the recipe's.
+    """
+    from pydantic import ValidationError
+
+    from tvm_vitq.quantizers import Recipe
+
+    values: dict[str, Any] = {}
+    if source is not None:
+        try:
+            values = json.loads(Path(source).read_text(encoding="utf-8"))
+        except OSError as why:
+            raise VitqError(f"--recipe: cannot read {source}: {why.strerror}") from why
+        except ValueError as why:
+            raise VitqError(f"--recipe: {source} is not valid JSON: {why}") from why
+        if not isinstance(values, dict):
+            raise VitqError(f"--recipe: {source} must hold one JSON object")
+    values |= {key: value for key, value in choices.items() if value is not None}
+    try:
+        return Recipe(**values)
+    except ValidationError as why:
+        first = why.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise VitqError(f"recipe: {place}: {first['msg']}") from why
+
+
+@dataclass
+class CompileJob:
+    """One ``tvm-vitq compile``; the fields are its options."""
+
+    model: str
+    output: Path
+    checkpoint: str | None = None
+    calib: str | None = None
+    samples: int = 128
+    recipe: str | None = None
+    choices: dict[str, Any] = field(default_factory=dict)
+    input_form: str = "float32"
+    batch: int = 1
+    target: str = "native"
+    save_quantized: Path | None = None
+    labels: Path | None = None
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    dump_ir: Path | None = None
+    threads: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict, init=False)
+
+    phases = 7
+    """Number of phases that :meth:`run` reports."""
+
+    def run(self, advance: Callable[[int], None], say: Callable[[str], None]) -> dict[str, Any]:
+        """Do the job.
+
+        Parameters
+        ----------
+        advance, say
+            Report progress: phases done since the last call (of :attr:`phases`), the phase begun.
+
+        Returns
+        -------
+        dict
+            ``artifact``, ``size_bytes``, ``size_percent``, the results of the proofs and of the
+            replayed golden vectors, and ``seconds`` by phase.
+
+        Raises
+        ------
+        VitqError
+            Before any long work if an option, an input file or the output cannot be used.
+        """
+        from tvm_vitq.saved import is_saved_module
+
+        check_output(self.output)
+        if self.save_quantized is not None:
+            check_output(self.save_quantized)
+        preprocess = parse_preprocess(self.preprocess)
+        saved = is_saved_module(self.model)
+        self._check_options(saved, preprocess)
+        from tvm_vitq.compiler import compile_module, resolve
+        from tvm_vitq.evaluate import read_names
+
+        resolve(self.target)
+        labels = read_names(self.labels) if self.labels is not None else None
+        if self.threads is not None:
+            from tvm_vitq.artifact.load import set_threads
+
+            set_threads(self.threads)
+
+        @contextmanager
+        def phase(name: str) -> Iterator[None]:
+            say(name)
+            start = time.perf_counter()
+            yield
+            self.seconds[name] = round(time.perf_counter() - start, 3)
+            advance(1)
+
+        quantized, golden = (
+            self._from_saved(phase) if saved else self._from_model(phase, preprocess)
+        )
+        artifact = compile_module(
+            quantized,
+            self.target,
+            self.output,
+            golden,
+            labels=labels,
+            dump_ir=self.dump_ir,
+            phase=phase,
+        )
+        return self._report(artifact)
+
+    def _check_options(self, saved: bool, preprocess: dict[str, Any]) -> None:
+        if not saved and self.calib is None:
+            raise VitqError("--calib is missing: give a folder of images, an .npz or an .npy")
+        if saved:
+            given = [f"--{k}" for k, v in self.choices.items() if v is not None]
+            given += ["--recipe"] * (self.recipe is not None)
+            given += ["--checkpoint"] * (self.checkpoint is not None)
+            given += ["--" + k.replace("_", "-") for k in preprocess]
+            given += ["--batch"] * (self.batch != 1) + ["--input"] * (self.input_form != "float32")
+            if given:
+                raise VitqError(
+                    f"{self.model} is quantized already; {', '.join(given)} cannot change it"
+                )
+
+    def _from_saved(self, phase: Any) -> tuple[tvm.IRModule, np.ndarray | None]:
+        from tvm_vitq.saved import load_quantized
+
+        with phase("load"):
+            quantized = load_quantized(self.model)
+            golden = None
+            if self.calib is not None:
+                from tvm_vitq.calibration.data import load_images
+
+                golden = load_images(self.calib, quantized, 2).numpy()
+        return quantized, golden
+
+    def _from_model(
+        self, phase: Any, preprocess: dict[str, Any]
+    ) -> tuple[tvm.IRModule, np.ndarray]:
+        from tvm_vitq import load_model, quantize
+        from tvm_vitq.calibration.data import load_images
+        from tvm_vitq.saved import save_quantized
+
+        recipe = make_recipe(self.recipe, self.choices)
+        with phase("load"):
+            module = load_model(
+                self.model,
+                checkpoint=self.checkpoint,
+                batch=self.batch,
+                input=self.input_form,
+                **preprocess,
+            )
+        with phase("calibration images"):
+            images = load_images(self.calib, module, self.samples)
+        with phase("quantize"):
+            quantized = quantize(module, images, recipe)
+        if self.save_quantized is not None:
+            save_quantized(quantized, self.save_quantized)
+        return quantized, images[:2].numpy()
+
+    def _report(self, artifact: Any) -> dict[str, Any]:
+        meta = artifact.metadata
+        size, fp32 = artifact.path.stat().st_size, 4 * int(meta["parameters"])
+        return {
+            "artifact": str(self.output),
+            "model": meta["model"].get("name"),
+            "target": meta["target"]["name"],
+            "size_bytes": size,
+            "size_percent": round(100 * size / fp32, 2) if fp32 else None,
+            "integer_only": meta["analysis"]["integer_only"],
+            "ranges_proved": meta["analysis"]["ranges_proved"],
+            **artifact.verify(),
+            "seconds": self.seconds,
+        }
