@@ -34,8 +34,8 @@ else:
 print("\n".join(model.script(show_meta=False).splitlines()[:40]))
 
 # %% 2. Calibrate and quantize. No labels, no training: a folder of images or an array of 32 to 512
-# inputs. The result is an ordinary Relax module in which `R.quantize`/`R.dequantize` pairs say where
-# and how finely everything is rounded. It is all that passes to the compiler, and it can be saved.
+# inputs. The result is an ordinary Relax module in which `R.quantize`/`R.dequantize` pairs say
+# where and how finely everything is rounded. It is all that the compiler gets, and can be saved.
 quantized = tvm_vitq.quantize(model, calibration)
 saved = folder / "quantized.json"
 saved.write_text(tvm.ir.save_json(quantized))
@@ -44,7 +44,8 @@ quantized = tvm.ir.load_json(saved.read_text())
 # %% 3. Compile. This lowers to the integer dialect, proves that nothing is float and nothing can
 # overflow, builds machine code, and compares it with the reference interpreter before writing.
 artifact = tvm_vitq.compile(quantized, output=folder / "model.so")
-print(f"{artifact.path.stat().st_size / 1e3:.0f} kB for {artifact.metadata['parameters']:,} weights")
+size, weights = artifact.path.stat().st_size, artifact.metadata["parameters"]
+print(f"{size / 1e3:.0f} kB for {weights:,} weights")
 
 # %% 4. Deploy: this part needs neither torch nor timm.
 artifact = tvm_vitq.load(folder / "model.so")

@@ -1,6 +1,6 @@
 """ONNX in two forms: a float model, and one that another tool has quantized already.
 
-    python tutorials/02_onnx.py
+Run it with ``python tutorials/02_onnx.py``.
 """
 
 # %% A float ONNX file, made here from the digits model; any exporter will do.
