@@ -64,7 +64,11 @@ def simplify(graph: Graph) -> None:
     order_operands(graph)
 
 
-def canonicalize(mod: tvm.IRModule, names: dict[str, str] | None = None) -> tvm.IRModule:
+def canonicalize(
+    mod: tvm.IRModule,
+    names: dict[str, str] | None = None,
+    constants: dict[bytes, str] | None = None,
+) -> tvm.IRModule:
     """Bring an imported module into the canonical float form.
 
     Parameters
@@ -73,6 +77,8 @@ def canonicalize(mod: tvm.IRModule, names: dict[str, str] | None = None) -> tvm.
         Importer output: float32 image tensor [B, C, H, W] in, float32 logits [B, classes] out.
     names : dict, optional
         Function argument -> parameter name of the model, for names of bindings and errors.
+    constants : dict, optional
+        :func:`~.from_relax.digest` of an inline constant -> parameter name.
 
     Returns
     -------
@@ -84,7 +90,7 @@ def canonicalize(mod: tvm.IRModule, names: dict[str, str] | None = None) -> tvm.
     VitqError
         For an unsupported operator (with its place), bad weights or dynamic shapes.
     """
-    graph = from_relax(mod, names)
+    graph = from_relax(mod, names, constants)
     check_weights(graph)
     simplify(graph)
     check_graph(graph)

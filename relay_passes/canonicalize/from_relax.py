@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from ..errors import VitqError
 from .fold import evaluate, fold
 from .graph import Graph, Node
 
-__all__ = ["from_relax", "place"]
+__all__ = ["digest", "from_relax", "module_path", "place"]
 
 Value = Any  # Node, or a tuple of Values
 
@@ -39,6 +40,12 @@ def module_path(parameter: str) -> str:
     return head if head and tail in ("weight", "bias", "gamma", "beta") else parameter
 
 
+def digest(array: np.ndarray) -> bytes:
+    """Digest of a constant's type, shape and content."""
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.blake2b(head + np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
+
+
 def _shape(expr: relax.Expr, what: str = "a value") -> tuple[int, ...]:
     dims = expr.ty.shape
     if dims is None or any(not isinstance(d, tvm.tirx.IntImm) for d in dims):
@@ -58,9 +65,15 @@ def _int_list(expr: Any, env: Callable[[Any], Value]) -> list[int]:
 class _Importer:
     """Walks the bindings of one function and builds the graph."""
 
-    def __init__(self, mod: tvm.IRModule, params: dict[str, tuple[str, np.ndarray]]) -> None:
+    def __init__(
+        self,
+        mod: tvm.IRModule,
+        params: dict[str, tuple[str, np.ndarray]],
+        constants: dict[bytes, str],
+    ) -> None:
         self.mod = mod
         self.params = params
+        self.constants = constants
         self.graph = Graph()
         self.env: dict[Any, Value] = {}
 
@@ -70,7 +83,9 @@ class _Importer:
         if isinstance(expr, relax.Var):
             return self.env[expr]
         if isinstance(expr, tvm.ir.GenericConst):
-            return self.graph.const(expr.value.numpy())
+            array = expr.value.numpy()
+            named = self.constants and array.size > 1
+            return self.graph.const(array, self.constants.get(digest(array), "") if named else "")
         if isinstance(expr, relax.Tuple):
             return tuple(self.value(f) for f in expr.fields)
         if isinstance(expr, relax.ShapeExpr):
@@ -385,6 +400,45 @@ def _call_tir(im: _Importer, call: relax.Call) -> Value:
     raise VitqError(f"operator {symbol} near {place(x)} is not supported")
 
 
+def _dequantize(im: _Importer, call: relax.Call) -> Value:
+    x, scale, zero = (im.value(a) for a in call.args)
+    where = f"near {place(x)}"
+    if not scale.is_const or not zero.is_const:
+        raise VitqError(f"dequantize {where} has a scale that depends on the input; not supported")
+    if x.op == "quantize":
+        node = x
+        same = node.attrs["scale"] == float(scale.array.reshape(-1)[0])
+        if scale.size != 1 or not same or node.attrs["zero_point"] != int(zero.array.reshape(-1)[0]):
+            raise VitqError(f"dequantize {where} has another scale than the quantize before it")
+        return im.graph.like("qdq", node.inputs[0], node.inputs, **node.attrs)
+    if x.op == "input" and x.dtype == "uint8" and scale.size == 1 and float(scale.array) == 1.0:
+        return Node("pixels", [x], x.shape, "float32")
+    if not x.is_const:
+        raise VitqError(f"dequantize {where} of something that is not a quantize or a constant is not supported")
+    shape = [1] * len(x.shape)
+    if scale.size > 1:
+        shape[int(call.attrs.axis) % len(x.shape)] = scale.size
+    zeros = zero.array.astype("int32").reshape(shape if zero.size > 1 else [1] * len(x.shape))
+    scales = np.broadcast_to(scale.array.astype("float32").reshape(shape), x.shape)
+    codes = x.array.astype("int32") - zeros
+    node = im.graph.const((codes * scales).astype("float32"), x.name)
+    if codes.min(initial=0) >= -128 and codes.max(initial=0) <= 127 and x.dtype in ("int8", "uint8"):
+        node.quant = (codes.astype("int8"), scales)
+    return node
+
+
+def _quantize(im: _Importer, call: relax.Call) -> Value:
+    x, scale, zero = (im.value(a) for a in call.args)
+    if not (scale.is_const and zero.is_const and scale.size == 1 and zero.size == 1):
+        raise VitqError(f"quantize near {place(x)} must have one constant scale and zero point per tensor")
+    attrs = {
+        "scale": float(scale.array.reshape(-1)[0]),
+        "zero_point": int(zero.array.reshape(-1)[0]),
+        "dtype": str(call.ty.dtype),
+    }
+    return Node("quantize", [x], x.shape, attrs["dtype"], attrs, name=x.name)
+
+
 def _gelu(im: _Importer, call: relax.Call) -> Value:
     x = im.value(call.args[0])
     return im.make(call.op.name.removeprefix("relax.nn."), [x], x.shape, x.dtype)
@@ -412,11 +466,17 @@ _HANDLERS: dict[str, Callable[[_Importer, relax.Call], Value]] = {
     "nn.pad": _pad,
     "nn.gelu": _gelu,
     "nn.gelu_tanh": _gelu,
+    "quantize": _quantize,
+    "dequantize": _dequantize,
     "call_tir": _call_tir,
 }
 
 
-def from_relax(mod: tvm.IRModule, names: dict[str, str] | None = None) -> Graph:
+def from_relax(
+    mod: tvm.IRModule,
+    names: dict[str, str] | None = None,
+    constants: dict[bytes, str] | None = None,
+) -> Graph:
     """Read the function ``main`` of a module into a graph.
 
     Parameters
@@ -426,6 +486,8 @@ def from_relax(mod: tvm.IRModule, names: dict[str, str] | None = None) -> Graph:
         function attribute ``params``, trailing arguments (their names then appear in errors).
     names : dict, optional
         Argument name -> parameter name in the original model.
+    constants : dict, optional
+        :func:`digest` of an inline constant -> parameter name.
 
     Raises
     ------
@@ -438,4 +500,4 @@ def from_relax(mod: tvm.IRModule, names: dict[str, str] | None = None) -> Graph:
         values = list(func.attrs["params"])
         for var, value in zip(func.params[len(func.params) - len(values) :], values, strict=True):
             params[var.name] = ((names or {}).get(var.name, var.name), value.numpy())
-    return _Importer(mod, params).run()
+    return _Importer(mod, params, constants or {}).run()
