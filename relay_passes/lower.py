@@ -110,7 +110,7 @@ class _Lowering:
                 self.where = "logits"
                 logits = self._codes(body.body, "network's output")
                 self.where = "vitq_logits"
-                out = self.bb.emit_output(self.round.dequantize(logits))
+                out = self.bb.emit_output(self._emit(self.round.dequantize(logits)))
             self.bb.emit_func_output(out)
         return self.bb.get()["main"], self.layers
 

@@ -111,10 +111,9 @@ def test_attention_takes_keys_row_major_and_folds_the_scale():
         return bb.emit(dequantize(y, S1, 0))
 
     after = LowerToInteger()(build(shape, before))
-    names = [c.op.name for c in _calls(after)]
-    assert names == [c.op.name for c in _calls(build(shape, expected))] or set(names) == {
-        c.op.name for c in _calls(build(shape, expected))
-    }
+    # The order of the three transposes is free; everything else is a chain.
+    names = sorted(c.op.name for c in _calls(after))
+    assert names == sorted(c.op.name for c in _calls(build(shape, expected)))
     (score,) = [c for c in _calls(after) if c.op.name == "vitq.matmul" and c.attrs["transpose_b"]]
     assert [int(d) for d in score.args[1].ty.shape] == [1, 2, 5, 4]
 
@@ -127,9 +126,6 @@ def _calls(mod: tvm.IRModule) -> list[relax.Call]:
 def test_bias_and_mask_constants_are_added_at_the_logits_scale():
     table = RNG.standard_normal((1, 2, 5, 5)).astype("float32")
     mask = np.where(RNG.random((1, 1, 5, 5)) < 0.5, -100.0, 0.0).astype("float32")
-
-    def scores(bb, x, emit_matmul):
-        return emit_matmul(x)
 
     def before(bb, x):
         x = fake_quant(bb, x, S1)
