@@ -44,7 +44,7 @@ def test_tvm_and_its_ffi_are_the_pair_that_works(package: str) -> None:
     """A tripwire: with another apache-tvm-ffi, Schedule.tensorize ends in a segmentation fault."""
     installed = metadata.version(package)
     assert installed == PINNED[package], (
-        f"{package} {installed} is installed, but tvm-vitq is built on {package} {PINNED[package]}: "
+        f"{package} {installed} is installed, tvm-vitq is built on {package} {PINNED[package]}: "
         f"tensorize crashes the process with other pairs. Mend it with "
         f"`pip install {' '.join(f'{name}=={version}' for name, version in PINNED.items())}`."
     )

@@ -50,8 +50,8 @@ print(f"{size / 1e3:.0f} kB for {weights:,} weights")
 # %% 4. Deploy: this part needs neither torch nor timm.
 artifact = tvm_vitq.load(folder / "model.so")
 proof = artifact.verify()
-print(f"golden vectors replayed: {proof.vectors}, different logits: {proof.logits_different}")
-assert proof.equal
+print("golden vectors replayed: {vectors}, different logits: {logits_different}".format(**proof))
+assert proof["equal"]
 
 if len(sys.argv) != 4:
     images, labels = demo.digits("test")

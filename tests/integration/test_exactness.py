@@ -23,7 +23,7 @@ def assert_exact(built: models.Built, images: np.ndarray) -> None:
     assert different == 0, f"{different} of {found.size} logits differ from the reference"
     assert len(np.unique(found)) > min(8, found.shape[-1] // 2), "the logits say nothing"
     golden = artifact.verify()
-    assert golden.equal and golden.logits_different == 0 and golden.vectors >= 1
+    assert golden["equal"] and golden["logits_different"] == 0 and golden["vectors"] >= 1
 
 
 def assert_no_float_instructions(built: models.Built) -> None:

@@ -118,14 +118,14 @@ def pixels(images: np.ndarray) -> np.ndarray:
     weight[np.arange(PIXELS), low] = 1 - (where - low)
     weight[np.arange(PIXELS), low + 1] += where - low
     large = weight @ (images.astype(np.float64) * (255 / 16)) @ weight.T
-    grey = np.floor(large + 0.5).astype(np.uint8)
+    grey: np.ndarray = np.floor(large + 0.5).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def normalise(rgb: np.ndarray) -> np.ndarray:
     """Turn pixels ``uint8 [N, H, W, 3]`` into the model's input ``float32 [N, 3, H, W]``."""
-    scaled = rgb.astype(np.float32) / np.float32(255)
-    scaled = (scaled - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
+    scaled = (rgb.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 

@@ -73,8 +73,8 @@ def draw_digits(
         rows, columns, left=0.03, right=0.97, top=1 - 1.25 / height, bottom=0.25 / height,
         wspace=0.28, hspace=0.22,
     )  # fmt: skip
-    for cell, index in zip(grid, chosen, strict=True):
-        inner = cell.subgridspec(2, 1, height_ratios=[3, 1.15], hspace=0.30)
+    for place, index in enumerate(chosen):
+        inner = grid[divmod(place, columns)].subgridspec(2, 1, height_ratios=[3, 1.15], hspace=0.30)
         shown = figure.add_subplot(inner[0])
         shown.imshow(images[index], cmap="gray_r", vmin=0, vmax=16, interpolation="nearest")
         shown.set_xticks([]), shown.set_yticks([])

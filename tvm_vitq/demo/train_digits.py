@@ -120,8 +120,13 @@ def main() -> None:
     model = train(splits, options.epochs)
     state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
     save_file(state, options.into / "digits_vit.safetensors")
-    keep = {name: value for name, value in splits.items() if not name.startswith("train")}
-    np.savez_compressed(options.into / "digits.npz", **keep)
+    np.savez_compressed(
+        options.into / "digits.npz",
+        test_images=splits["test_images"],
+        test_labels=splits["test_labels"],
+        calib_images=splits["calib_images"],
+        calib_labels=splits["calib_labels"],
+    )
     print(f"test top-1 {accuracy(model, splits):.2f} %, written to {options.into}")
 
 
