@@ -105,7 +105,7 @@ def read_labels(images: str | Path, labels: str | Path | None, classes: int) -> 
             )
         if not text.strip().isdigit() or int(text) >= classes:
             raise VitqError(
-                f"{labels} line {number}: label {text!r} is no class of the model (0 to {classes - 1})"
+                f"{labels} line {number}: label {text!r} is not a class, 0 to {classes - 1}"
             )
         pairs.append((path, int(text)))
     return pairs

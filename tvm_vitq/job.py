@@ -18,6 +18,8 @@ from tvm_vitq.artifact.output import check_output
 if TYPE_CHECKING:
     import tvm
 
+    from tvm_vitq.quantizers.recipe import Recipe
+
 __all__ = ["CompileJob", "make_recipe", "parse_preprocess"]
 
 
@@ -60,35 +62,29 @@ def parse_preprocess(flags: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def make_recipe(source: str | None, choices: dict[str, Any]) -> Any:
-    """Make a recipe from a JSON file (or the default) and single choices that override it.
+def make_recipe(source: str | None, choices: dict[str, Any]) -> Recipe:
+    """Make a recipe from a preset's name or a JSON file, and single choices that override it.
 
     Raises
     ------
     VitqError
-        If the file cannot be read or a value is not one of the recipe's.
+        If there is no such preset or file, or a value is not one of the recipe's.
     """
-    from pydantic import ValidationError
+    from tvm_vitq.quantizers.recipe import PRESETS, Recipe, preset
 
-    from tvm_vitq.quantizers import Recipe
-
-    values: dict[str, Any] = {}
-    if source is not None:
-        try:
-            values = json.loads(Path(source).read_text(encoding="utf-8"))
-        except OSError as why:
-            raise VitqError(f"--recipe: cannot read {source}: {why.strerror}") from why
-        except ValueError as why:
-            raise VitqError(f"--recipe: {source} is not valid JSON: {why}") from why
-        if not isinstance(values, dict):
-            raise VitqError(f"--recipe: {source} must hold one JSON object")
-    values |= {key: value for key, value in choices.items() if value is not None}
+    changes = {key: value for key, value in choices.items() if value is not None}
+    if source is None or source in PRESETS:
+        return preset(source or "default", **changes)
+    path = Path(source)
+    if not path.is_file():
+        raise VitqError(f"--recipe: {source!r} is no file and no preset ({', '.join(PRESETS)})")
     try:
-        return Recipe(**values)
-    except ValidationError as why:
-        first = why.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise VitqError(f"recipe: {place}: {first['msg']}") from why
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as why:
+        raise VitqError(f"--recipe: cannot read {source} as JSON: {why}") from why
+    if not isinstance(values, dict):
+        raise VitqError(f"--recipe: {source} must hold one JSON object of the recipe's fields")
+    return Recipe.from_dict({**values, **changes})
 
 
 @dataclass
@@ -207,7 +203,7 @@ class CompileJob:
         from tvm_vitq.calibration.data import load_images
         from tvm_vitq.saved import save_quantized
 
-        recipe = make_recipe(self.recipe, self.choices)
+        recipe = make_recipe(self.recipe, {**self.choices, "images": self.samples})
         with phase("load"):
             module = load_model(
                 self.model,

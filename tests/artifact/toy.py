@@ -85,3 +85,35 @@ def toy_artifact(
         logits = logits.copy()
         logits[0, 1] += 1
     return export(toy_kernels(integer), target, path, {**metadata, **(change or {})}, codes, logits)
+
+
+def toy_quantized(dtype: str = "float32", batch: int = 2, spoil: str = "") -> tvm.IRModule:
+    """Return the quantize/dequantize form of one linear layer; ``spoil`` leaves a site out."""
+    rng = np.random.default_rng(0)
+    shape = (batch, 3, SIDE, SIDE) if dtype == "float32" else (batch, SIDE, SIDE, 3)
+    k = 3 * SIDE * SIDE
+    bb = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType(shape, dtype))
+
+    def site(value: Any, scale: float, zero_point: int, out: str) -> Any:
+        s, z = relax.const(np.float32(scale)), relax.const(np.array(zero_point, out))
+        codes = bb.emit(R.quantize(value, s, z, axis=-1, out_dtype=out))
+        return bb.emit(R.dequantize(codes, s, z, axis=-1, out_dtype="float32"))
+
+    with bb.function("main", [x]):
+        with bb.dataflow():
+            if dtype == "uint8":
+                one, zero = relax.const(np.float32(1)), relax.const(np.array(0, "uint8"))
+                h = bb.emit(R.dequantize(x, one, zero, axis=-1, out_dtype="float32"))
+            else:
+                h = site(x, 1 / 50, 3, "int8")
+            h = bb.emit(R.reshape(h, (batch, k)))
+            codes = relax.const(rng.integers(-127, 128, (k, CLASSES)).astype("int8"))
+            scale = relax.const(rng.uniform(1e-4, 1e-3, CLASSES).astype("float32"))
+            zero = relax.const(np.zeros(CLASSES, "int8"))
+            weight = bb.emit(R.dequantize(codes, scale, zero, axis=1, out_dtype="float32"))
+            bias = relax.const(rng.standard_normal(CLASSES).astype("float32"))
+            h = bb.emit(R.add(bb.emit(R.matmul(h, weight)), bias))
+            out = bb.emit_output(h if spoil == "logits" else site(h, 1e-3, 0, "int16"))
+        bb.emit_func_output(out)
+    return bb.get().with_attr("vitq.model", json.dumps({**MODEL, "batch": batch}))

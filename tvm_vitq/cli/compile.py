@@ -30,11 +30,12 @@ class Input(str, Enum):
 
 
 class Observer(str, Enum):
-    """Ways to choose a range."""
+    """Ways to choose a range; search takes the best at each place."""
 
     MINMAX = "minmax"
     PERCENTILE = "percentile"
     MSE = "mse"
+    SEARCH = "search"
 
 
 PREPROCESSING = "Preprocessing (from the model's own configuration unless given)"
