@@ -1,19 +1,20 @@
 """Integer exponentials ``e**(-S*d)`` of a non-negative integer difference ``d``, in three families.
 
-All three write ``e**(-S*d) = 2**-(q + f)`` with an integer part ``q`` and a fraction ``0 <= f < 1``, take
-``2**-f`` as a mantissa of 29 fractional bits (28.6 to 29 significant ones) and shift it down by ``q``::
+All three write ``e**(-S*d) = 2**-(q + f)`` with an integer part ``q`` and a fraction
+``0 <= f < 1``, take ``2**-f`` as a mantissa of 29 fractional bits and shift it down by ``q``::
 
     E = ((mantissa >> (q + 12)) + 1) >> 1            (16 fractional bits, rounded, at most ``top``)
 
 * ``poly``: ``t = d * (S * log2 e)`` as a dyadic product with 15 fractional bits; the mantissa is
-  ``1 - f*(B1 - B2*f)``, the relative minimax quadratic of ``2**-f`` divided by its value at 0 (a factor
-  common to a row cancels in a softmax). Every factor is a 15-bit number.
+  ``1 - f*(B1 - B2*f)``, the relative minimax quadratic of ``2**-f`` divided by its value at 0 (a
+  factor common to a row cancels in a softmax). Every factor is a 15-bit number.
 * ``table``: the same with 8 fractional bits; the mantissa is read from 256 entries. Splitting the
-  integer part off makes 256 entries enough for every scale, also where a row spans thousands of codes.
-* ``shift``: Shiftmax of I-ViT. ``d*log2 e ~ d + (d>>1) - (d>>4)``, ``one = round(1/S)``, ``q = d // one``,
-  mantissa ``1 - f/2``. Guard: ``d`` is shifted first so that ``one`` has ten significant bits (rounding
-  ``1/S`` itself is a temperature error of up to 20 % at coarse S). The quotient is an exact
-  multiplication by a reciprocal, since a division per element is not allowed.
+  integer part off makes 256 entries enough for every scale, also where a row spans thousands of
+  codes.
+* ``shift``: Shiftmax of I-ViT. ``d*log2 e ~ d + (d>>1) - (d>>4)``, ``one = round(1/S)``,
+  ``q = d // one``, mantissa ``1 - f/2``. Guard: ``d`` is shifted first so that ``one`` has ten
+  significant bits (rounding ``1/S`` itself is a temperature error of up to 20 % at coarse S). The
+  quotient is an exact multiplication by a reciprocal, since no element may cost a division.
 
 Differences past ``t = 18`` give exactly 0, so that thousands of far-away entries do not add up.
 """
@@ -40,6 +41,7 @@ __all__ = [
     "exponential_bounds",
     "exponential_design",
     "exponential_table",
+    "masked",
     "quotient_bounds",
     "quotient_design",
     "rescale",
@@ -94,6 +96,15 @@ def rescale(ratio: float) -> tuple[int, int]:
 def round_shift(value: Any, bits: int) -> Any:
     """``value * 2**-bits`` rounded half up, for TE expressions and integers alike."""
     return (value + (1 << (bits - 1))) >> bits if bits else value
+
+
+def masked(amount: Any, bits: int = 5) -> Any:
+    """Return a shift amount with its upper bits cleared, which changes none that is in range.
+
+    TVM's analysis bounds ``x >> n`` by the ends of what it knows of ``n``, also where those are
+    negative, and then drops clamps that it takes for superfluous. So no variable amount goes bare.
+    """
+    return amount & ((1 << bits) - 1)
 
 
 def quotient_design(scale: float) -> dict[str, int]:
@@ -161,7 +172,7 @@ def te_exponential(method: str, d: Any, design: Mapping[str, int], table: te.Ten
         else:
             slope = B1 - round_shift(fraction * B2, 15)
             mantissa = (1 << MANTISSA_BITS) - fraction * slope
-    return ((mantissa >> (quotient + (MANTISSA_BITS - EXP_BITS - 1))) + 1) >> 1
+    return ((mantissa >> masked(quotient + (MANTISSA_BITS - EXP_BITS - 1))) + 1) >> 1
 
 
 def exponential_bounds(

@@ -3,20 +3,22 @@
 With ``C`` channels and codes ``x`` of step ``s`` (their zero point cancels)::
 
     D   = C*x - sum x                                       exact, int32
-    V   = (C*sum x**2 - (sum x)**2) * 4**k + eps'           exact, int64, eps' = eps*C**2*4**k/s**2 >= 1
+    V   = (C*sum x**2 - (sum x)**2) * 4**k + eps'           exact, int64
     z   = D * 2**k / sqrt(V)                                the normalised value
 
-``V*4**h`` lies in [2**60, 2**62) for ``h = (clz(V) - 2) >> 1``, so with ``v = V*4**h / 2**62`` in
-[1/4, 1) the reciprocal root is ``2**(h - 31) / sqrt(v)``. ``1/sqrt(v)`` is a cubic start (within 0.8 %)
-and two steps ``y <- y*(3 - v*y*y)/2``, which square the error (times 3/2) and stay below the root: within
-2**-25 for every ``V``, and the same integers everywhere. Since ``|z| <= sqrt(C - 1) <= 2**headroom``, D
-shifted by ``a = h + k - headroom - 1`` is below 2**30, and only high halves of products are left::
+with ``eps' = eps*C**2*4**k/s**2`` rounded, at least 1. ``V*4**h`` lies in [2**60, 2**62) for
+``h = (clz(V) - 2) >> 1``, so with ``v = V*4**h / 2**62`` in [1/4, 1) the reciprocal root is
+``2**(h - 31) / sqrt(v)``. ``1/sqrt(v)`` is a cubic start (within 0.8 %) and two steps
+``y <- y*(3 - v*y*y)/2``, which square the error (times 3/2): within 2**-25 for every ``V``, and the
+same integers everywhere. Since ``|z| <= sqrt(C - 1) <= 2**headroom``, D shifted by
+``a = h + k - headroom - 1`` is below 2**30, and only high halves of products are left::
 
     z'  = ((D << a) * rsqrt) >> 32                          27 - headroom fractional bits
     out = clamp((((z' * mult[c]) >> 32) + bias[c]) >> out_shift, qmin, qmax)
 
-``mult ~ gamma/out_scale`` and ``bias ~ beta/out_scale + zero point + 1/2`` at ``out_shift`` fractional
-bits. Nothing divides by gamma, so it may be 0; a row of equal codes gives D = 0 and the bias alone.
+``mult ~ gamma/out_scale`` and ``bias ~ beta/out_scale + zero point + 1/2`` at ``out_shift``
+fractional bits. Nothing divides by gamma, so it may be 0; a row of equal codes gives D = 0 and the
+bias alone.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from relay_passes.dialect.checking import (
     fail,
     tensor_of,
 )
-from relay_passes.dialect.exponent import check_scale
+from relay_passes.dialect.exponent import check_scale, masked
 from relay_passes.dialect.registry import Claim, Interval, call, register
 from relay_passes.errors import VitqError
 
@@ -145,7 +147,9 @@ def _epsilon(eps: float, in_scale: float, channels: int, width: int) -> tuple[in
     )
 
 
-def _affine(gain: np.ndarray, offset: np.ndarray, z_bits: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _affine(
+    gain: np.ndarray, offset: np.ndarray, z_bits: int
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Return (mult, bias, out_shift): the most fractional bits that fit int32."""
     offset = np.clip(offset + 0.5, -(2.0**28), 2.0**28)
     out_shift = 24
@@ -157,8 +161,8 @@ def _affine(gain: np.ndarray, offset: np.ndarray, z_bits: int) -> tuple[np.ndarr
         out_shift -= 1
     if out_shift == 0:
         raise VitqError(
-            f"layer_norm: gamma/out_scale reaches {steepest:.3g}; the output scale is too small for "
-            "gamma, calibrate that site again"
+            f"layer_norm: gamma/out_scale reaches {steepest:.3g}; the output scale is too small "
+            "for gamma, calibrate that site again"
         )
     mult = np.floor(gain * 2.0 ** (32 + out_shift - z_bits) + 0.5).astype(np.int32)
     bias = np.floor(offset * 2.0**out_shift + 0.5).astype(np.int32)
@@ -202,9 +206,7 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     var_shift, headroom = attrs["var_shift"], attrs["headroom"]
 
     k = te.reduce_axis((0, channels), name="k")
-    row_sum = te.compute(
-        rows, lambda *i: te.sum(x(*i, k).astype("int32"), axis=k), name="row_sum"
-    )
+    row_sum = te.compute(rows, lambda *i: te.sum(x(*i, k).astype("int32"), axis=k), name="row_sum")
     j = te.reduce_axis((0, channels), name="j")
 
     def square(*i: Any) -> Any:
@@ -232,25 +234,23 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
 
     row_v = te.compute(
         rows,
-        lambda *i: (row_var(*i) << (row_half(*i) * 2).astype("int64")) >> 32,
+        lambda *i: (row_var(*i) << masked((row_half(*i) * 2).astype("int64"), 6)) >> 32,
         name="row_v",
     )
     row_start = te.compute(rows, lambda *i: _root_start(row_v(*i)), name="row_start")
-    row_root = te.compute(
-        rows, lambda *i: _root_step(row_v(*i), row_start(*i)), name="row_root"
-    )
+    row_root = te.compute(rows, lambda *i: _root_step(row_v(*i), row_start(*i)), name="row_root")
 
     def rsqrt(*i: Any) -> Any:
         spare = te.max(0 - lift(row_half(*i)), 0) + 1
         root = _root_step(row_v(*i), row_root(*i))
-        return (root >> spare.astype("int64")).astype("int32")
+        return (root >> masked(spare.astype("int64"), 6)).astype("int32")
 
     row_rsqrt = te.compute(rows, rsqrt, name="row_rsqrt")
 
     def out(*i: Any) -> Any:
         row, channel = i[:-1], i[-1]
         centred = x(*i).astype("int32") * count - row_sum(*row)
-        z = _high(centred << row_shift(*row), row_rsqrt(*row))
+        z = _high(centred << masked(row_shift(*row)), row_rsqrt(*row))
         value = (_high(z, mult(channel)) + bias(channel)) >> attrs["out_shift"]
         return te.min(te.max(value, attrs["qmin"]), attrs["qmax"]).astype(attrs["out_dtype"])
 

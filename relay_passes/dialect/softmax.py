@@ -7,9 +7,9 @@ With ``E = e**(-S*(rowmax - x))`` of ``relay_passes.dialect.exponent`` (16 fract
     factor = (numerator + (sum' >> 1)) // sum'           sum' = sum * 2**-shift rounded
     out    = min(E * factor * 2**-(out_shift + shift) rounded half up, qmax)
 
-``numerator ~ 2**out_shift / out_scale``, so that ``out ~ (E / sum) / out_scale``. Scaling the sum to the
-bits of ``top`` keeps ``E * factor`` inside int32 and the factor at 13 to 15 significant bits whatever
-the length of the row. That is the one division of a row.
+``numerator ~ 2**out_shift / out_scale``, so that ``out ~ (E / sum) / out_scale``. Scaling the sum
+to the bits of ``top`` keeps ``E * factor`` inside int32 and the factor at 13 to 15 significant bits
+whatever the length of the row. That is the one division of a row.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from relay_passes.dialect.exponent import (
     exponential_bounds,
     exponential_design,
     exponential_table,
+    masked,
     te_exponential,
 )
 from relay_passes.dialect.registry import Claim, Interval, call, register
@@ -143,7 +144,7 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     )
 
     def factor(*i: Any) -> Any:
-        shift = row_shift(*i)
+        shift = masked(row_shift(*i))
         half = (tirx.const(1, "int32") << shift) >> 1
         total = (row_sum(*i) + half) >> shift
         return te.floordiv((total >> 1) + attrs["numerator"], total)
@@ -152,7 +153,7 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
 
     def out(*i: Any) -> Any:
         product = exp(*i) * row_factor(*i[:-1])
-        value = ((product >> (row_shift(*i[:-1]) + (out_shift - 1))) + 1) >> 1
+        value = ((product >> masked(row_shift(*i[:-1]) + (out_shift - 1))) + 1) >> 1
         return te.min(value, attrs["qmax"]).astype(attrs["out_dtype"])
 
     return te.compute(x.shape, out, name="softmax")
@@ -177,7 +178,10 @@ def _bounds(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval, list[
         Claim("numerator", sum_floor, numerator + sum_floor, "int32"),
         Claim("probability product", 0, top * factor, "int32"),
     ]
-    return Interval(0, attrs["qmax"]), claims
+    # out <= E*factor/2**n + 1/2; sum E*factor/2**shift <= (sum' + 1/2) * (numerator/sum' + 1/2).
+    mass = numerator + numerator // (2 * sum_floor) + sum_floor + 2
+    row_sum = min(length * attrs["qmax"], (mass >> attrs["out_shift"]) + 1 + (length + 1) // 2)
+    return Interval(0, attrs["qmax"], row_sum), claims
 
 
 register(
