@@ -14,21 +14,20 @@ from relay_passes.errors import VitqError
 from tvm_vitq.artifact.disassemble import count_float_instructions, is_float_arithmetic
 
 FLOAT = """
-INTEGER = """
-FLOAT_ARM = """
-INTEGER_ARM = """
-fmov add sdot smmla sqrdmulh mul ldr str dup scvt saddw fcsel
-""""""vblendvps vinsertps vextractps vbroadcastss vperm2f128 vextractf128 vinsertf32x4 vpermpd
-vmaskmovps vmovlhps vgatherdps vmovmskps vpaddd vpmaddwd vpdpbusd vpdpwssd vpmulld imul idiv cmp
-sets sub add vpsubd vpmaxsd vpminsd vpsrad vpackssdw nopw ret call comiset fxsave64 fnop cmpxchg
-vcompressps vexpandps vpmovsxbw vpsadbw vpcmpgtd vpabsd prefetcht0 subl addq mulx divl
-"""vfmadd231ps vfnmadd213ss vfmsub132pd vfmaddsub213ps cvtsi2ss vcvtdq2ps vcvttps2dq cvtps2pd
-vcvtph2ps ucomiss vcomisd cmpps vcmpltps vcmpnltps haddps vdpps rsqrtss vrcp14ps vaddsubps
-vaddph vreduceps vrangeps vgetexpps vscalefps vdpbf16ps fadd fld fmulp fildll fsqrt
+addps vaddps subsd vmulss vdivps sqrtss vsqrtpd minps vmaxss roundps vroundss vrndscaleps vfmadd231ps
+vfnmadd213ss vfmsub132pd vfmaddsub213ps cvtsi2ss vcvtdq2ps vcvttps2dq cvtps2pd vcvtph2ps ucomiss
+vcomisd cmpps vcmpltps vcmpnltps haddps vdpps rsqrtss vrcp14ps vaddsubps vaddph vreduceps vrangeps
+vgetexpps vscalefps vdpbf16ps fadd fld fmulp fildll fsqrt
 """
-INTEGER = ["movaps", "vmovups", "movss", "vmovd", "vxorps", "andps", "vandnps", "orps", "vshufps", "vpermilps", "vunpcklps", "vblendps", "vblendvps", "vinsertps", "vextractps", "vbroadcastss", "vperm2f128", "vextractf128", "vinsertf32x4", "vpermpd", "vmaskmovps", "vmovlhps", "vgatherdps", "vmovmskps", "vpaddd", "vpmaddwd", "vpdpbusd", "vpdpwssd", "vpmulld", "imul", "idiv", "cmp", "sets", "sub", "add", "vpsubd", "vpmaxsd", "vpminsd", "vpsrad", "vpackssdw", "nopw", "ret", "call", "comiset", "fxsave64", "fnop", "cmpxchg", "vcompressps", "vexpandps", "vpmovsxbw", "vpsadbw", "vpcmpgtd", "vpabsd", "prefetcht0", "subl", "addq", "mulx", "divl"]
-FLOAT_ARM = ["fadd", "fmul", "fmla", "fmadd", "fdiv", "fcvtzs", "scvtf", "ucvtf", "fcmp", "fsqrt", "frintm", "fmax", "bfdot"]
-INTEGER_ARM = ["fmov", "add", "sdot", "smmla", "sqrdmulh", "mul", "ldr", "str", "dup", "scvt", "saddw", "fcsel"]
+INTEGER = """
+movaps vmovups movss vmovd vxorps andps vandnps orps vshufps vpermilps vunpcklps vblendps vblendvps
+vinsertps vextractps vbroadcastss vperm2f128 vextractf128 vinsertf32x4 vpermpd vmaskmovps vmovlhps
+vgatherdps vmovmskps vpaddd vpmaddwd vpdpbusd vpdpwssd vpmulld imul idiv cmp sets sub add vpsubd
+vpmaxsd vpminsd vpsrad vpackssdw nopw ret call comiset fxsave64 fnop cmpxchg vcompressps vexpandps
+vpmovsxbw vpsadbw vpcmpgtd vpabsd prefetcht0 subl addq mulx divl
+"""
+FLOAT_ARM = "fadd fmul fmla fmadd fdiv fcvtzs scvtf ucvtf fcmp fsqrt frintm fmax bfdot"
+INTEGER_ARM = "fmov add sdot smmla sqrdmulh mul ldr str dup scvt saddw fcsel"
 
 
 @pytest.mark.parametrize("mnemonic", FLOAT.split())
