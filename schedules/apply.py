@@ -65,7 +65,29 @@ def schedule_function(func: tirx.PrimFunc, isa: ISA, tile: Tile | None = None) -
                 rows *= extent
             tile = default_tile(isa, rows, shape[-1])
         return packed_linear(list(func.params), spec, tile, _attrs(func))
+    if spec is not None and spec.kind == "matmul":
+        kernel = _matmul_kernel(func, spec, isa, tile)
+        if kernel is not None:
+            return kernel
     return schedule_generic(func, isa.lanes).with_attrs(_attrs(func))
+
+
+def _matmul_kernel(
+    func: tirx.PrimFunc, spec: GemmSpec, isa: ISA, tile: Tile | None
+) -> tirx.PrimFunc | None:
+    """Return the kernel of an activation matmul, None if no sequence takes its dtypes."""
+    from .x86.intrinsics import DOTS
+    from .x86.matmul import activation_matmul
+
+    a, b, out = func.params
+    left, right = str(a.dtype), str(b.dtype)
+    if right == "uint8" and isa.dot8 != isa.dot16:
+        return None
+    wide = "int16" in (left, right)
+    dot = DOTS[isa.dot16 if wide else isa.dot8]
+    if tile is None:
+        tile = default_tile(isa, int(out.shape[-2]), int(out.shape[-1]))
+    return activation_matmul(list(func.params), spec, dot, tile, _attrs(func))
 
 
 @tvm.transform.module_pass(opt_level=0, name="vitq.ApplySchedules")

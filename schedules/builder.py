@@ -20,7 +20,6 @@ from typing import Any
 
 import tvm
 from tvm import tirx
-from tvm.ir import Range
 from tvm.tirx.stmt import ForKind
 
 __all__ = ["Writer", "const", "expr_dtype", "load", "ramp", "vector_type"]
@@ -93,7 +92,12 @@ class Writer:
         self.emit(tirx.BufferStore(buffer, value, [*outer, ramp(last, lanes)]))
 
     def alloc(self, name: str, shape: Sequence[Any], dtype: str) -> Any:
-        """Allocate a buffer that lives in the enclosing scope."""
+        """Allocate a buffer that lives in the enclosing scope.
+
+        A buffer of one vector becomes one of two: storage rewriting trips over the former.
+        """
+        if "x" in dtype and list(shape) == [1]:
+            shape = [2]
         buffer = tirx.decl_buffer(list(shape), dtype, self._fresh(name), scope="global")
         self.emit(tirx.AllocBuffer(buffer))
         return buffer
@@ -103,6 +107,13 @@ class Writer:
         view = tirx.decl_buffer(list(shape), str(buffer.dtype), self._fresh(name))
         self.emit(tirx.DeclBuffer(view, data=buffer.data))
         return view
+
+    def flat(self, buffer: Any) -> Any:
+        """Declare ``buffer``'s memory as one dimension."""
+        total = 1
+        for extent in buffer.shape:
+            total *= int(extent)
+        return self.alias(buffer, (total,), f"{buffer.name}_flat")
 
     @contextmanager
     def scope(self) -> Iterator[list[Any]]:
@@ -151,8 +162,3 @@ def _sequence(statements: list[Any]) -> Any:
     if not statements:
         return tirx.Evaluate(tirx.const(0, "int32"))
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
-
-
-def extent_one(extent: Any) -> Range:
-    """Return the range [0, extent)."""
-    return Range(0, extent)

@@ -106,7 +106,7 @@ def narrow_form(
     mult, shift = np.where(nothing, 0, mult), np.where(nothing, 32, shift)
     lift = max(0, 32 - int(shift.min(initial=32)))
     most = int(shift.max(initial=32)) + lift
-    narrow = accumulator << lift < 2**31 and most <= 62
+    narrow = accumulator << lift < 2**31 and most <= 62 and abs(zero_point) < 2**29
     fold = narrow and (2 * abs(zero_point) + 1) << (most - 1) < 2**62
     flags = {"narrow": narrow, "lift": lift if narrow else 0, "fold_zero": fold}
     return mult.astype(np.int32), shift.astype(np.int32), flags

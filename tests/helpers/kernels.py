@@ -1,4 +1,4 @@
-"""Build one packed linear kernel and its int64 truth, for the tests here and for the benchmarks."""
+"""Build one matmul kernel and its int64 truth, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tvm import te
 from schedules.apply import schedule_function
 from schedules.gemm import Epilogue, Tile
 from schedules.isa import isa_for, resolve_target
-from schedules.matmul import packed_linear_te
+from schedules.matmul import matmul_te, packed_linear_te
 from schedules.packing import narrow_form, pack, pad_columns, plan_linear
 
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-2000, 2000)}
@@ -103,3 +103,41 @@ def make_linear(
     lib = tvm.compile(schedule_function(func, isa, tile), target=where)
     args = [tvm.runtime.tensor(v) for v in [*values, np.zeros_like(expected)]]
     return Kernel(lib, args, expected)
+
+
+def make_matmul(
+    shape: tuple[int, int, int, int],
+    target: str,
+    transpose_b: bool,
+    dtypes: tuple[str, str] = ("int8", "int8"),
+    out_dtype: str = "int16",
+    kind: str = "requant",
+    shift: int = 38,
+    extreme: bool = False,
+    tile: Tile | None = None,
+    zero_point: int = 5,
+) -> Kernel:
+    """Build an activation matmul of ``shape`` (batch, M, N, K)."""
+    batch, rows, columns, depth = shape
+    rng = np.random.default_rng(1)
+
+    def codes(size: tuple[int, ...], dtype: str) -> np.ndarray:
+        low, high = LIMITS[dtype]
+        value = rng.choice([low, high], size) if extreme else rng.integers(low, high + 1, size)
+        return value.astype(dtype)
+
+    a = codes((batch, rows, depth), dtypes[0])
+    b = codes((batch, columns, depth) if transpose_b else (batch, depth, columns), dtypes[1])
+    right = b.astype("int64").swapaxes(1, 2) if transpose_b else b.astype("int64")
+    expected = a.astype("int64") @ right
+    qmin, qmax = CODES[out_dtype]
+    epilogue = Epilogue()
+    if kind == "requant":
+        epilogue = Epilogue(kind, zero_point, qmin, qmax, out_dtype, mult=1234567891, shift=shift)
+        expected = np.clip(rq(expected, 1234567891, shift) + zero_point, qmin, qmax)
+    expected = expected.astype(epilogue.out_dtype)
+    where = resolve_target(target)
+    ta, tb = (te.placeholder(v.shape, str(v.dtype), name=n) for n, v in (("a", a), ("b", b)))
+    func = te.create_prim_func([ta, tb, matmul_te(ta, tb, transpose_b, epilogue)])
+    lib = tvm.compile(schedule_function(func, isa_for(where), tile), target=where)
+    return Kernel(lib, [tvm.runtime.tensor(v) for v in (a, b, np.zeros_like(expected))], expected)

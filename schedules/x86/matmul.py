@@ -1,0 +1,136 @@
+"""Matmuls of two activations on x86: attention's Q K^T and P V.
+
+``out[b, m, n] = epilogue(sum_k a[b, m, k] * c[b, k, n])`` (``c[b, n, k]`` if transposed). Per batch
+entry and column block the column operand is packed into a small local buffer, the row operand is
+converted if it must be, and the register tiles of ``schedules.x86.core`` run. The loop over batch
+entries (heads, windows) is parallel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tvm import tirx
+
+from ..builder import Writer, const, load, vector_type
+from ..gemm import GemmSpec, Tile, row_tiles
+from ..requant import Rescale, scalar_rescale
+from .core import BITS, GemmKernel, Operand, convert_rows, product
+from .intrinsics import Dot
+from .repack import column_sums, pack_columns, pack_rows
+
+__all__ = ["activation_matmul"]
+
+
+def narrow_scalar(spec: GemmSpec, depth: int, dtypes: Sequence[str]) -> GemmSpec:
+    """Set ``narrow``, ``lift`` and ``fold_zero`` from the operands' dtypes."""
+    epilogue = spec.epilogue
+    if epilogue.kind == "acc":
+        return spec
+    bound = depth
+    for dtype in dtypes:
+        bound <<= BITS[dtype] - 1
+    lift = max(0, 32 - epilogue.shift)
+    total = epilogue.shift + lift
+    narrow = bound << lift < 2**31 and total <= 62 and abs(epilogue.zero_point) < 2**29
+    fold = narrow and (2 * abs(epilogue.zero_point) + 1) << (total - 1) < 2**62
+    return replace(spec, epilogue=replace(
+        epilogue, narrow=narrow, lift=lift if narrow else 0, fold_zero=fold))
+
+
+class _Matmul(GemmKernel):
+    def __init__(self, params: Sequence[Any], spec: GemmSpec, dot: Dot, tile: Tile) -> None:
+        super().__init__(Writer(), dot, tile, spec.epilogue)
+        self.params = params
+        self.spec = spec
+        a, _, out = params
+        *batch, self.rows, self.depth = (int(extent) for extent in a.shape)
+        self.batch = product(batch)
+        self.columns = int(out.shape[-1])
+        self.blocks = -(-self.columns // self.nt)
+        self.groups = -(-self.depth // dot.kv)
+        self.block_size = self.groups * self.nt * dot.kv
+        self.a, self.b, self.c = (self.w.flat(buffer) for buffer in params)
+
+    def build(self, attrs: Mapping[str, Any]) -> tirx.PrimFunc:
+        """Return the PrimFunc."""
+        w = self.w
+        with w.loop("batch", self.batch, "parallel") as entry:
+            self.rows_of = Operand(self.a, entry * (self.rows * self.depth), self.depth,
+                                   self.rows, self.depth)
+            self.out = Operand(self.c, entry * (self.rows * self.columns), self.columns,
+                               self.rows, self.columns)
+            if self.rows_of.dtype != self.dot.operand:
+                self.rows_of = convert_rows(
+                    w, self.rows_of, self.dot, self.groups * self.dot.kv, "operand")
+            self.packed = w.alloc("packed", (self.block_size,), self.dot.weight)
+            self.sums = w.alloc("sums", (self.nt,), "int32")
+            with w.loop("block", self.blocks) as block:
+                self.first = block * self.nt
+                self._pack(entry, block)
+                for start, count, height in row_tiles(self.rows, self.tile.rows):
+                    with w.loop("tile", count) as t:
+                        self.row_tile(start + t * height, height)
+        return w.prim_func(self.params, attrs)
+
+    def _pack(self, entry: Any, block: Any) -> None:
+        """Bring one block of columns into register form."""
+        size = self.columns * self.depth
+        args = (self.dot, self.nt, block, self.columns, self.packed, 0)
+        if self.spec.transpose_b:
+            source = Operand(self.b, entry * size, self.depth, self.columns, self.depth)
+            pack_rows(self.w, source, *args)
+        else:
+            source = Operand(self.b, entry * size, self.columns, self.depth, self.columns)
+            pack_columns(self.w, source, *args)
+        if self._offset:
+            column_sums(self.w, self.dot, self.packed, 0, self.groups, self.nt, -self._offset,
+                        self.sums, 0)
+
+    @property
+    def _offset(self) -> int:
+        signed = str(self.a.dtype) == "int8" and self.dot.operand == "uint8"
+        return 128 if signed else 0
+
+    def column_vector(self, k: Any, v: int) -> Any:
+        """Load the packed block."""
+        width = self.lanes * self.dot.kv
+        return load(self.packed, k * (self.nt * self.dot.kv) + v * width, lanes=width)
+
+    def start_value(self, v: int) -> Any:
+        """Start from 0, or from what takes the offset of the row codes back."""
+        if self._offset:
+            return load(self.sums, v * self.lanes, lanes=self.lanes)
+        return const(0, vector_type("int32", self.lanes))
+
+    def rescale(self, v: int) -> Rescale:
+        """Return the one rescale."""
+        epilogue = self.epilogue
+        return scalar_rescale(epilogue.mult, epilogue.shift, self.lanes, epilogue.lift,
+                              epilogue.zero_point if epilogue.fold_zero else 0)
+
+    def wide_scale(self, v: int) -> tuple[Any, Any]:
+        """Return the one multiplier and shift."""
+        full = vector_type("int32", self.lanes)
+        return const(self.epilogue.mult, full), const(self.epilogue.shift, full)
+
+
+def activation_matmul(
+    params: Sequence[Any], spec: GemmSpec, dot: Dot, tile: Tile, attrs: Mapping[str, Any]
+) -> tirx.PrimFunc:
+    """Build the kernel of an activation matmul.
+
+    Parameters
+    ----------
+    params
+        The PrimFunc's buffers: a [..., M, K], b [..., K, N] or [..., N, K], out [..., M, N].
+    spec, dot, tile
+        What to compute, with which sequence, and how it is cut.
+    attrs
+        Attributes of the new PrimFunc.
+    """
+    a, b, _ = params
+    spec = narrow_scalar(spec, int(a.shape[-1]), [str(a.dtype), str(b.dtype)])
+    return _Matmul(params, spec, dot, tile).build(attrs)

@@ -1,0 +1,38 @@
+"""The activation matmul kernels equal int64 arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.helpers.kernels import make_matmul
+
+TARGETS = ["x86-64-v3", "native"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("transpose_b", [True, False], ids=["q_kt", "p_v"])
+@pytest.mark.parametrize(
+    "shape", [(3, 197, 197, 64), (2, 197, 64, 197), (5, 49, 49, 32), (4, 10, 33, 19), (1, 7, 3, 5)],
+    ids=str)
+def test_equals_int64(target: str, transpose_b: bool, shape: tuple[int, int, int, int]) -> None:
+    kernel = make_matmul(shape, target, transpose_b)
+    np.testing.assert_array_equal(kernel.run(), kernel.expected)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtypes", [("int8", "int8"), ("uint8", "int8"), ("int16", "int8"),
+                                    ("int8", "int16"), ("uint8", "uint8")], ids=str)
+@pytest.mark.parametrize("transpose_b", [True, False], ids=["q_kt", "p_v"])
+@pytest.mark.parametrize("kind", ["acc", "requant"])
+def test_extreme_codes(target: str, dtypes: tuple[str, str], transpose_b: bool, kind: str) -> None:
+    kernel = make_matmul((2, 21, 45, 77), target, transpose_b, dtypes, kind=kind, extreme=True)
+    np.testing.assert_array_equal(kernel.run(), kernel.expected)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("shift", [18, 31, 32, 45, 60])
+@pytest.mark.parametrize("out_dtype", ["int8", "uint8", "int16", "int32"])
+def test_any_shift(target: str, shift: int, out_dtype: str) -> None:
+    kernel = make_matmul((1, 8, 32, 64), target, True, shift=shift, out_dtype=out_dtype)
+    np.testing.assert_array_equal(kernel.run(), kernel.expected)
