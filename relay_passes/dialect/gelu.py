@@ -8,14 +8,14 @@ else splits by sign (only decaying exponentials are ever taken, so nothing can b
     p   = min(max(t, 0), ceiling[c])
     out = clamp(((p*gain[c] - H*tail_gain[c] + 2**(shift[c] - 1)) >> shift[c]) + zero_point)
 
-with ``t = x - in_zero_point`` and ``H`` the tail as an integer below 2**16 of a fixed unit. The gains
-hold ``in_scale``, the channel gains and ``1/out_scale``; past ``ceiling`` the output is saturated, so
-that the gains keep 15 significant bits and every product is int32. ``H`` comes from
+with ``t = x - in_zero_point`` and ``H`` the tail as an integer below 2**16 of a fixed unit. The
+gains hold ``in_scale``, the channel gains and ``1/out_scale``; past ``ceiling`` the output is
+saturated, so that the gains keep 15 significant bits and every product is int32. ``H`` comes from
 
 * ``table``: for 8-bit codes an entry for every ``|t|``; for int16 codes 256 pieces of [0, 4.5] with
   linear interpolation (error below 5e-5);
-* ``poly``: ``u * p(u)**8`` with a cubic ``p ~ Phi(-u)**(1/8)`` on [0, 4.5] (error below 3e-4); every
-  product is of 15-bit fractions, rounded as ``(a*b + 2**14) >> 15``;
+* ``poly``: ``u * p(u)**8`` with a cubic ``p ~ Phi(-u)**(1/8)`` on [0, 4.5] (error below 3e-4);
+  every product is of 15-bit fractions, rounded as ``(a*b + 2**14) >> 15``;
 * ``shift``: I-ViT's ``u * sigma(-1.702 u)``, ``1.702 u ~ u + (u>>1) + (u>>3) + (u>>4)``, with the
   guarded exponential ``z`` of ``relay_passes.dialect.exponent`` and, in place of the division,
   ``z/(1 + z) ~ z*(1 - z*(7/8 - 3/8*z))`` (error below 0.03 in all). No row maximum is taken.

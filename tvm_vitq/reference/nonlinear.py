@@ -1,0 +1,156 @@
+"""Reference of the nonlinear family: softmax, GELU, LayerNorm, straight from their formulas.
+
+Everything is int64 NumPy with true floor division where the compiled definition multiplies by a
+reciprocal, and with every intermediate checked against the dtype that its proof gives it. The
+constants are part of the operators' definition and are stated a second time here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tvm_vitq.reference.registry import expect, reference
+
+__all__: list[str] = []
+
+Arrays = Sequence[np.ndarray]
+Attrs = Mapping[str, Any]
+
+
+def _rounded(value: np.ndarray, bits: Any) -> np.ndarray:
+    """``value / 2**bits`` rounded half up."""
+    return (2 * value + 2**bits) // 2 ** (bits + 1)
+
+
+def _bit_length(value: np.ndarray) -> np.ndarray:
+    """Number of bits of positive integers."""
+    length = np.zeros_like(value)
+    for n in range(63):
+        length += value >= np.int64(2) ** n
+    return length
+
+
+def _base2_quotient(d: np.ndarray, one: int, pre_shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quotient and remainder by ``one`` of ``d*log2(e)``, ``log2(e) ~ 1 + 1/2 - 1/16``."""
+    scaled = d * 2**pre_shift if pre_shift >= 0 else _rounded(d, -pre_shift)
+    base2 = expect(scaled + scaled // 2 - scaled // 16, "int32", "difference in base 2")
+    return np.divmod(np.minimum(base2, 18 * one), one)
+
+
+def _exponential(difference: np.ndarray, attrs: Attrs, table: np.ndarray | None) -> np.ndarray:
+    """``e**(-in_scale * difference)`` with 16 fractional bits."""
+    d = np.minimum(expect(difference, "int32", "difference"), attrs["diff_max"])
+    if attrs["method"] == "shift":
+        quotient, rest = _base2_quotient(d, attrs["one"], attrs["pre_shift"])
+        mantissa = (2 * attrs["one"] - rest) * 2 ** attrs["mantissa_shift"]
+    else:
+        steps = 2**8 if attrs["method"] == "table" else 2**15
+        product = expect(d * attrs["diff_mult"], "int32", "rescaled difference")
+        exponent = _rounded(product, attrs["diff_shift"])
+        quotient, fraction = np.divmod(np.minimum(exponent, 18 * steps), steps)
+        if table is not None:
+            mantissa = table.astype(np.int64)[fraction]
+        else:
+            mantissa = 2**29 - fraction * (10931 - _rounded(fraction * 2767, 15))
+    expect(mantissa, "int32", "mantissa")
+    return _rounded(mantissa, 13 + quotient)
+
+
+@reference("vitq.softmax")
+def _softmax(args: Arrays, attrs: Attrs) -> np.ndarray:
+    x, table = args[0].astype(np.int64), args[1] if len(args) > 1 else None
+    exp = _exponential(x.max(axis=-1, keepdims=True) - x, attrs, table)
+    total = expect(exp.sum(axis=-1, keepdims=True), "int32", "row sum")
+    shift = _bit_length(total) - int(attrs["top"]).bit_length()
+    total = _rounded(total, shift)
+    factor = (attrs["numerator"] + total // 2) // total
+    product = expect(exp * factor, "int32", "probability product")
+    return np.minimum(_rounded(product, shift + attrs["out_shift"]), attrs["qmax"])
+
+
+def _q15(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
+    return expect(_rounded(a * b, 15), "int16", "product of 15-bit fractions")
+
+
+def _poly_tail(w: np.ndarray) -> np.ndarray:
+    root = np.full_like(w, 15985)
+    for coefficient in (-26923, -12776, 30022):
+        root = _q15(w, root) + coefficient
+    for _ in range(3):
+        root = _q15(root, root)
+    return _rounded(w * root, 10)
+
+
+def _shift_tail(u: np.ndarray, attrs: Attrs) -> np.ndarray:
+    pre_shift, one = attrs["pre_shift"], attrs["one"]
+    scaled = u * 2**pre_shift if pre_shift >= 0 else _rounded(u, -pre_shift)
+    quotient, rest = _base2_quotient(scaled + scaled // 2 + scaled // 8 + scaled // 16, one, 0)
+    z = _rounded((2 * one - rest) * attrs["unit_mult"], 14) // 2**quotient
+    bend = 28672 - (z // 4 + z // 8)
+    sigmoid = z * (32768 - z * bend // 2**15) // 2**15
+    return scaled * expect(sigmoid, "int16", "sigmoid") // 2**7
+
+
+def _tail(u: np.ndarray, attrs: Attrs, table: np.ndarray | None) -> np.ndarray:
+    form = attrs["form"]
+    if form == "direct":
+        return table.astype(np.int64)[u]  # type: ignore[union-attr]
+    u = np.minimum(u, attrs["tail_end"])
+    if form == "shift":
+        return _shift_tail(u, attrs)
+    product = expect(u * attrs["unit_mult"], "int32", "rescaled argument")
+    w = _rounded(product, attrs["unit_shift"])
+    if form == "poly":
+        return _poly_tail(np.minimum(w, 2**15 - 1))
+    assert form == "interpolate" and table is not None
+    piece, rest = np.divmod(np.minimum(w, 2**15), 2**7)
+    left, right = (table.astype(np.int64)[piece + n] for n in (0, 1))
+    return left + _rounded((right - left) * rest, 7)
+
+
+@reference("vitq.gelu")
+def _gelu(args: Arrays, attrs: Attrs) -> np.ndarray:
+    if attrs["form"] == "codes":
+        x, table = args
+        return table.astype(np.int64)[x.astype(np.int64) - np.iinfo(x.dtype).min]
+    gain, tail_gain, ceiling, shift = (a.astype(np.int64) for a in args[1:5])
+    centred = args[0].astype(np.int64) - attrs["in_zero_point"]
+    tail = _tail(np.abs(centred), attrs, args[5] if len(args) > 5 else None)
+    linear = expect(np.clip(centred, 0, ceiling) * gain, "int32", "linear product")
+    curved = expect(tail * tail_gain, "int32", "tail product")
+    total = expect(linear - curved, "int32", "sum")
+    codes = _rounded(total, shift) + attrs["zero_point"]
+    return np.clip(codes, attrs["qmin"], attrs["qmax"])
+
+
+def _reciprocal_root(v: np.ndarray) -> np.ndarray:
+    """``1/sqrt(v)``, 30 fractional bits, of ``v`` in [1/4, 1): a cubic and two steps of Newton."""
+    y = np.full_like(v, -654592838)
+    for coefficient in (1672402406, -1586745591, 835482791):
+        y = v * y // 2**30 + coefficient
+    y = 4 * y
+    for _ in range(2):
+        y = y * (3 * 2**30 - v * (y * y // 2**30) // 2**30) // 2**31
+    return y
+
+
+@reference("vitq.layer_norm")
+def _layer_norm(args: Arrays, attrs: Attrs) -> np.ndarray:
+    x, mult, bias = (a.astype(np.int64) for a in args)
+    channels = x.shape[-1]
+    total = expect(x.sum(axis=-1, keepdims=True), "int32", "row sum")
+    squares = (x * x).sum(axis=-1, keepdims=True)
+    variance = (channels * squares - total * total) * 2 ** attrs["var_shift"] + attrs["eps_code"]
+    assert np.all((variance > 0) & (variance < 2**62))
+    half = (62 - _bit_length(variance)) // 2
+    root = _reciprocal_root(variance * 4**half // 2**32)
+    lift = half + attrs["var_shift"] // 2 - attrs["headroom"] - 1
+    root = expect(root // 2 ** (np.maximum(-lift, 0) + 1), "int32", "reciprocal root")
+    centred = expect(channels * x - total, "int32", "centred value")
+    lifted = expect(centred * 2 ** np.clip(lift, 0, 30), "int32", "lifted value")
+    z = expect(lifted * root // 2**32, "int32", "normalised value")
+    value = expect(z * mult // 2**32 + bias, "int32", "affine value")
+    return np.clip(value // 2 ** attrs["out_shift"], attrs["qmin"], attrs["qmax"])
