@@ -137,17 +137,17 @@ def pack_rows(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, columns
 
 
 def column_sums(w: Writer, dot: Dot, packed: Any, base: Any, groups: int, nt: int,
-                scale: int, out: Any, at: Any) -> None:
-    """Store ``scale`` times the sum over K of each column of a packed int8 block, as int32."""
+                scale: int, out: Any) -> None:
+    """Store ``scale`` times the sums over K of a packed int8 block's columns, a vector an entry."""
     lanes, kv = dot.lanes, dot.kv
-    acc = w.alloc("sums", (nt // lanes,), vector_type("int32", lanes))
     full = vector_type("int32", lanes)
-    for v in range(nt // lanes):
-        w.store(acc, const(0, full), v)
+    vectors = range(nt // lanes)
+    for v in vectors:
+        w.store(out, const(0, full), v)
     ones = const(0x01010101, "int32")
     with w.loop("g", groups) as g:
-        for v in range(nt // lanes):
+        for v in vectors:
             codes = load(packed, base + (g * nt + v * lanes) * kv, lanes=lanes * kv)
-            w.store(acc, dot.step(load(acc, v), ones, codes), v)
-    for v in range(nt // lanes):
-        w.store(out, load(acc, v) * const(scale, full), at + v * lanes, lanes=lanes)
+            w.store(out, dot.step(load(out, v), ones, codes), v)
+    for v in vectors:
+        w.store(out, load(out, v) * const(scale, full), v)
