@@ -2,7 +2,7 @@
 #
 #   make test    the test suite, lint and types      make demo    the main job on the embedded model
 #   make slow    the long tests too                  make lint    ruff and mypy only
-#   make bench   the benchmark's bars                make clean   remove .venv and what was built
+#   make bench   the acceptance table (VITQ_DATA)    make clean   remove .venv and what was built
 
 # The first of these that is at least Python 3.10 makes the virtual environment.
 PYTHONS ?= python3 python3.13 python3.12 python3.11 python3.10
@@ -47,8 +47,7 @@ demo: $(STAMP)
 	$(PY) -m tvm_vitq.demo
 
 bench: $(STAMP)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	$(PY) -m benchmarks
+	$(PY) -m benchmarks.acceptance
 
 clean:
 	rm -rf $(VENV) build demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

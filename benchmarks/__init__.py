@@ -1,0 +1,1 @@
+"""What produced the figures that the README quotes; ``make bench`` runs ``acceptance``."""
