@@ -13,9 +13,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from .graph import Node
-
-__all__ = ["BINARY", "UNARY", "evaluate", "fold"]
+__all__ = ["BINARY", "UNARY", "evaluate", "fold", "run_prim_func"]
 
 BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "add": np.add,
@@ -76,27 +74,34 @@ def fold(op: str, arrays: Sequence[np.ndarray], attrs: dict[str, Any]) -> np.nda
     return None
 
 
-def evaluate(call: relax.Call, operands: Sequence[Node], structure: Callable[[Sequence[relax.Expr]], relax.Call]) -> np.ndarray:
+def evaluate(
+    operands: Sequence[np.ndarray], rebuild: Callable[[Sequence[relax.Expr]], relax.Expr]
+) -> np.ndarray:
     """Evaluate one Relax call on constants with TVM's own kernels.
 
     Parameters
     ----------
-    call : relax.Call
-        The call as imported (for its result type).
-    operands : sequence of Node
-        Constant nodes, in the order in which ``structure`` takes them.
-    structure : callable
-        Rebuilds the call from Relax expressions.
+    operands : sequence of numpy.ndarray
+        Values of the call's tensor operands.
+    rebuild : callable
+        Makes the call from Relax expressions for the operands.
     """
     builder = relax.BlockBuilder()
     params = [
-        relax.Var(f"c{i}", relax.TensorType(node.shape, node.dtype)) for i, node in enumerate(operands)
+        relax.Var(f"c{i}", relax.TensorType(a.shape, str(a.dtype))) for i, a in enumerate(operands)
     ]
     with builder.function("main", params):
         with builder.dataflow():
-            out = builder.emit_output(builder.normalize(structure(params)))
+            out = builder.emit_output(builder.normalize(rebuild(params)))
         builder.emit_func_output(out)
-    executable = tvm.compile(builder.get(), target="llvm")
-    machine = relax.VirtualMachine(executable, tvm.cpu())
-    arrays = [tvm.runtime.tensor(np.ascontiguousarray(node.array)) for node in operands]
-    return machine["main"](*arrays).numpy()
+    machine = relax.VirtualMachine(tvm.compile(builder.get(), target="llvm"), tvm.cpu())
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in operands]
+    return machine["main"](*tensors).numpy()
+
+
+def run_prim_func(func: tvm.tirx.PrimFunc, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Run a PrimFunc with one input and one output of the given shape."""
+    kernel = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target="llvm")
+    out = tvm.runtime.tensor(np.zeros(shape, x.dtype))
+    kernel["main"](tvm.runtime.tensor(x), out)
+    return out.numpy()

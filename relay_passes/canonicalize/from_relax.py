@@ -12,7 +12,7 @@ import tvm
 from tvm import relax
 
 from ..errors import VitqError
-from .fold import evaluate, fold
+from .fold import evaluate, fold, run_prim_func
 from .graph import Graph, Node
 
 __all__ = ["digest", "from_relax", "module_path", "place"]
@@ -185,7 +185,7 @@ class _Importer:
         node = self.make(name, operands, shape, dtype, **_plain_attrs(call.attrs))
         if operands and not node.is_const and all(o.is_const for o in operands):
 
-            def structure(exprs: Sequence[relax.Expr]) -> relax.Call:
+            def rebuild(exprs: Sequence[relax.Expr]) -> relax.Call:
                 args: list[Any] = []
                 rest = list(exprs)
                 for kind, piece in pieces:
@@ -196,7 +196,7 @@ class _Importer:
                         args.append(relax.Tuple(taken) if kind == "tuple" else taken[0])
                 return relax.Call(call.op, args, call.attrs, call.ty_args)
 
-            folded = self.graph.const(evaluate(call, operands, structure), node.name)
+            folded = self.graph.const(evaluate([o.array for o in operands], rebuild), node.name)
             self.graph.drop(node)
             return folded
         return node
@@ -391,13 +391,22 @@ def _padded(im: _Importer, x: Node, widths: list[int], fill: float) -> Node:
 
 
 def _call_tir(im: _Importer, call: relax.Call) -> Value:
-    """The ONNX importer writes Pad as a PrimFunc; padding by nothing is the identity."""
+    """The ONNX importer writes Pad as a PrimFunc: see where it puts its input."""
     symbol = call.args[0].name_hint
     x = im.value(call.args[1].fields[0])
     shape = tuple(int(d) for d in call.ty_args[0].shape)
-    if symbol.startswith("pad") and shape == x.shape:
+    if not symbol.startswith("pad") or len(call.args[1].fields) != 1 or len(shape) != len(x.shape):
+        raise VitqError(f"operator {symbol} near {place(x)} is not supported")
+    if shape == x.shape:
         return x
-    raise VitqError(f"operator {symbol} near {place(x)} is not supported")
+    func = im.mod[call.args[0]]
+    ones, zeros = (run_prim_func(func, np.full(x.shape, v, x.dtype), shape) for v in (1, 0))
+    inside = np.argwhere(ones != zeros)
+    low, high = inside.min(axis=0), inside.max(axis=0) + 1
+    widths = [int(w) for axis, n in enumerate(shape) for w in (low[axis], n - high[axis])]
+    if len(inside) != x.size or tuple(high - low) != x.shape or len(np.unique(zeros[ones == zeros])) != 1:
+        raise VitqError(f"pad near {place(x)} must be with one constant")
+    return _padded(im, x, widths, float(zeros[ones == zeros][0]))
 
 
 def _dequantize(im: _Importer, call: relax.Call) -> Value:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tvm
 
 from relay_passes.canonicalize.from_relax import digest
 from relay_passes.errors import VitqError
 
+from .onnx_shapes import with_static_shapes
 from .source import Imported
 from .torch_export import fixed_shape, one_line
 
@@ -40,8 +44,6 @@ def load_onnx(path: Path, batch: int | None) -> Imported:
         For a truncated or foreign file, an operator set or operator that is not supported,
         dynamic image sizes, or another static batch than asked for.
     """
-    from tvm.relax.frontend.onnx import from_onnx
-
     model = _read(path)
     opset = _check_opset(model, path)
     _check_operators(model, path)
@@ -56,14 +58,25 @@ def load_onnx(path: Path, batch: int | None) -> Imported:
         for d in inputs[0].type.tensor_type.shape.dim
     ]
     shape = fixed_shape(dims, batch, str(path))
+    for dim, size in zip(inputs[0].type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_value = size
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            mod = from_onnx(model, shape_dict={inputs[0].name: list(shape)}, opset=opset)
-    except Exception as error:  # TVM's importer raises many kinds
-        raise VitqError(f"{path} cannot be imported: {one_line(error)}") from error
+        mod = _to_relax(model, opset)
+    except Exception:  # shapes that the importer cannot follow: compute them first
+        try:
+            mod = _to_relax(with_static_shapes(model), opset)
+        except Exception as error:  # TVM's importer raises many kinds
+            raise VitqError(f"{path} cannot be imported: {one_line(error)}") from error
     factory: dict[str, Any] = {"kind": "onnx", "source": str(path)}
     return Imported(mod, path.stem, constants=_constant_names(model), factory=factory)
+
+
+def _to_relax(model: onnx.ModelProto, opset: int) -> tvm.IRModule:
+    from tvm.relax.frontend.onnx import from_onnx
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        return from_onnx(model, opset=opset)
 
 
 def _read(path: Path) -> onnx.ModelProto:

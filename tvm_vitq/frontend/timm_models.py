@@ -176,12 +176,13 @@ def _strip_prefix(state: dict[str, torch.Tensor], own: Mapping[str, Any]) -> dic
 
 
 @contextmanager
-def _plain_attention(model: torch.nn.Module) -> Iterator[None]:
-    """Trace attention as matmul and softmax: smaller graphs, the same canonical form."""
+def _for_tracing(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, and attention as matmul and softmax: a smaller trace, the same canonical form."""
     fused = [m for m in model.modules() if getattr(m, "fused_attn", False) is True]
     training = model.training
     for module in fused:
         module.fused_attn = False  # type: ignore[assignment]
+    model.eval()
     try:
         yield
     finally:
@@ -214,7 +215,7 @@ def import_module(
     if size is None:
         raise VitqError(f"{name} does not say its image size; give it with input_size (--input-size C,H,W)")
     _check_finite(model, name)
-    with _plain_attention(model):
+    with _for_tracing(model):
         program = export_module(model, (batch, *(int(v) for v in size)), name)
         mod, names = import_program(program, name)
     return Imported(mod, name, names=names, preprocess=preprocess, labels=labels)

@@ -39,7 +39,7 @@ def export_module(model: torch.nn.Module, shape: tuple[int, ...], what: str) -> 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
-            return torch.export.export(model.eval(), (torch.zeros(shape, device=device),))
+            return torch.export.export(model, (torch.zeros(shape, device=device),))
     except Exception as error:  # torch.export raises whatever the model's code raises
         raise VitqError(
             f"{what} cannot be traced by torch.export for an input of {list(shape)}: {one_line(error)}"
