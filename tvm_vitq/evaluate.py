@@ -131,29 +131,40 @@ def float_model(artifact: Artifact, weights: str | Path) -> FloatModel:
     VitqError
         If the model cannot be rebuilt or has another input or number of classes.
     """
+    import torch
+
     from tvm_vitq import load_model
-    from tvm_vitq.reference.float_interpreter import run_float
+    from tvm_vitq.reference.float_interpreter import Program
 
     weights = Path(weights)
     if not weights.is_file():
         raise VitqError(f"no such file: {weights}")
     meta = artifact.metadata
+    factory = meta["model"].get("factory") or {}
+    source, size = factory.get("source"), None
+    if meta["preprocess"] is not None:
+        size = meta["preprocess"]["input_size"]
     if weights.suffix.lower() in _MODEL_FILES:
-        module = load_model(str(weights))
-    else:
-        source = meta["model"].get("source")
-        if source is None or Path(source).suffix.lower() in _MODEL_FILES:
-            raise VitqError(
-                f"the artefact was made from {source}; give that file to --against-float, "
-                f"not the checkpoint {weights}"
-            )
-        module = load_model(source, checkpoint=str(weights))
-    shape = [int(v) for v in module["main"].params[0].ty.shape.values]
-    if shape[1:] != list(meta["preprocess"]["input_size"]):
-        raise VitqError(
-            f"{weights} takes images {shape[1:]}, the artefact {meta['preprocess']['input_size']}"
+        module = load_model(weights)
+    elif factory.get("kind") in ("timm", "factory"):
+        module = load_model(
+            source, checkpoint=weights, arguments=factory.get("arguments"), input_size=size
         )
-    return lambda x: run_float(module, x)
+    else:
+        raise VitqError(
+            f"the artefact was made from {source or 'a module in memory'}, which no checkpoint "
+            "rebuilds; give the .onnx or .pt2 file itself"
+        )
+    shape = [int(v) for v in module["main"].params[0].ty.shape.values]
+    if size is not None and shape[1:] != list(size):
+        raise VitqError(f"{weights} takes images {shape[1:]}, the artefact {list(size)}")
+    program = Program(module)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return program(torch.from_numpy(x)).numpy()
+
+    return run
 
 
 def model_input(artifact: Artifact, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +172,7 @@ def model_input(artifact: Artifact, paths: Sequence[Path]) -> tuple[np.ndarray, 
     spec = artifact.metadata["preprocess"]
     if spec is None:
         raise VitqError(
-            f"{artifact.path} has no preprocessing; compile it with --input-size, --mean and --std"
+            f"{artifact.path} has no preprocessing; compile it with --mean, --std, --crop-pct ..."
         )
     pixels = preprocess_images(paths, spec, "uint8")
     floats = normalize_pixels(pixels, spec)

@@ -99,7 +99,7 @@ class CompileJob:
     recipe: str | None = None
     choices: dict[str, Any] = field(default_factory=dict)
     input_form: str = "float32"
-    batch: int = 1
+    batch: int | None = None
     target: str = "native"
     save_quantized: Path | None = None
     labels: Path | None = None
@@ -173,12 +173,18 @@ class CompileJob:
     def _check_options(self, saved: bool, preprocess: dict[str, Any]) -> None:
         if not saved and self.calib is None:
             raise VitqError("--calib is missing: give a folder of images, an .npz or an .npy")
+        if self.calib is not None and not Path(self.calib).exists():
+            raise VitqError(f"--calib: there is no {self.calib}; give a folder, .npz or .npy")
+        if self.checkpoint is not None and not Path(self.checkpoint).is_file():
+            raise VitqError(f"--checkpoint: there is no file {self.checkpoint}")
         if saved:
             given = [f"--{k}" for k, v in self.choices.items() if v is not None]
             given += ["--recipe"] * (self.recipe is not None)
             given += ["--checkpoint"] * (self.checkpoint is not None)
             given += ["--" + k.replace("_", "-") for k in preprocess]
-            given += ["--batch"] * (self.batch != 1) + ["--input"] * (self.input_form != "float32")
+            given += ["--batch"] * (self.batch is not None) + ["--input"] * (
+                self.input_form != "float32"
+            )
             if given:
                 raise VitqError(
                     f"{self.model} is quantized already; {', '.join(given)} cannot change it"

@@ -147,15 +147,23 @@ def list_images(folder: str | Path) -> list[Path]:
 
 def _open(source: str | Path | Image.Image, mode: str) -> Image.Image:
     if isinstance(source, Image.Image):
-        return source.convert(mode)
+        return _convert(source, mode, "the image")
     path = Path(source)
     if not path.is_file():
         raise VitqError(f"no such image: {path}")
     try:
         with Image.open(path) as image:
-            return image.convert(mode)
+            return _convert(image, mode, str(path))
+    except VitqError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as why:
         raise VitqError(f"cannot read {path} as an image: {str(why).splitlines()[0]}") from why
+
+
+def _convert(image: Image.Image, mode: str, name: str) -> Image.Image:
+    if image.mode in ("F", "I") or image.mode.startswith("I;"):
+        raise VitqError(f"{name} has {image.mode} pixels; save it with 8 bits per channel")
+    return image.convert(mode)
 
 
 def _resize(image: Image.Image, height: int, width: int, how: Image.Resampling) -> Image.Image:

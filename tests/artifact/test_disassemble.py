@@ -14,7 +14,7 @@ from relay_passes.errors import VitqError
 from tvm_vitq.artifact.disassemble import count_float_instructions, is_float_arithmetic
 
 FLOAT = """
-addps vaddps subsd vmulss vdivps sqrtss vsqrtpd minps vmaxss roundps vroundss vrndscaleps vfmadd231ps
+addps vaddps subsd vmulss vdivps sqrtss vsqrtpd minps vmaxss roundps vroundss vrndscaleps
 vfnmadd213ss vfmsub132pd vfmaddsub213ps cvtsi2ss vcvtdq2ps vcvttps2dq cvtps2pd vcvtph2ps ucomiss
 vcomisd cmpps vcmpltps vcmpnltps haddps vdpps rsqrtss vrcp14ps vaddsubps vaddph vreduceps vrangeps
 vgetexpps vscalefps vdpbf16ps fadd fld fmulp fildll fsqrt

@@ -75,7 +75,9 @@ def command(
     input_form: Annotated[
         Input, typer.Option("--input", help="float32: normalised NCHW; uint8: raw NHWC pixels.")
     ] = Input.FLOAT32,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per call.")] = 1,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Images per call. [the file's, or 1]")
+    ] = None,
     target: Annotated[
         str, typer.Option("--target", help="native, or a processor name such as x86-64-v3.")
     ] = "native",
