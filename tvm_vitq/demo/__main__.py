@@ -155,7 +155,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         "size (weights / whole library)",
         f"{figures['float_bytes'] / 1e3:.0f} kB",
         f"{figures['size_bytes'] / 1e3:.0f} kB",
-        f"{share:.0f} %",
+        f"{share:.0f} %, kernels included",
     )
 
     def verdict(holds: bool) -> str:
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tvm_vitq.demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results")
     options = parser.parse_args(arguments)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=110)
     start = time.perf_counter()
     with console.status("quantizing, compiling and running the digits model ..."):
         figures = run_demo(options.output)
