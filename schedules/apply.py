@@ -16,6 +16,7 @@ from tvm import tirx
 from .elementwise import schedule_generic
 from .gemm import ANNOTATION, GemmSpec, Tile, default_tile
 from .isa import ISA
+from .rowwise import is_rowwise, schedule_rowwise
 
 __all__ = ["SCHEDULED", "ApplySchedules", "gemm_spec", "schedule_function"]
 
@@ -69,6 +70,8 @@ def schedule_function(func: tirx.PrimFunc, isa: ISA, tile: Tile | None = None) -
         kernel = _matmul_kernel(func, spec, isa, tile)
         if kernel is not None:
             return kernel
+    if is_rowwise(func):
+        return schedule_rowwise(func).with_attrs(_attrs(func))
     return schedule_generic(func, isa.lanes).with_attrs(_attrs(func))
 
 
@@ -106,6 +109,7 @@ class ApplySchedules:
             if isinstance(func, tirx.PrimFunc) and not func.attrs.get(SCHEDULED, False):
                 done = schedule_function(func, self.isa)
                 updates[gvar] = done.with_attr(SCHEDULED, True)
+        result = mod.clone()
         for gvar, func in updates.items():
-            mod[gvar] = func
-        return mod
+            result.update_func(gvar, func)
+        return result

@@ -9,13 +9,19 @@ from tvm.s_tir.schedule import Schedule
 
 __all__ = ["schedule_generic"]
 
+SPATIAL, REDUCTION = 0, 2
 
-def _is_reduction(schedule: Schedule, block: Any) -> bool:
-    return any(int(v.iter_type) == 2 for v in schedule.get(block).iter_vars)
+
+def _kinds(schedule: Schedule, block: Any) -> list[int]:
+    return [int(v.iter_type) for v in schedule.get(block).iter_vars]
+
+
+def _extents(schedule: Schedule, block: Any) -> list[int]:
+    return [int(v.dom.extent) for v in schedule.get(block).iter_vars]
 
 
 def schedule_generic(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
-    """Schedule every block of ``func`` by itself, after inlining what only renames or maps.
+    """Schedule every block of ``func`` by itself, stages used once being inlined first.
 
     Parameters
     ----------
@@ -25,41 +31,38 @@ def schedule_generic(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
         Elements to vectorise over (32-bit lanes of the target).
     """
     schedule = Schedule(func)
-    (root,) = [b for b in [schedule.get_sblock("root")] if b is not None]
-    for block in schedule.get_child_blocks(root):
-        if _is_reduction(schedule, block):
+    root = schedule.get_sblock("root")
+    for block in schedule.get_child_blocks(root)[:-1]:
+        if REDUCTION in _kinds(schedule, block):
             continue
-        try:
+        consumers = schedule.get_consumers(block)
+        # A stage that several elements read (a row's factor, say) must not be computed for each.
+        if len(consumers) == 1 and _extents(schedule, consumers[0]) == _extents(schedule, block):
             schedule.compute_inline(block)
-        except Exception:  # the last stage, or one that cannot be inlined
-            continue
     for block in schedule.get_child_blocks(root):
         _schedule_block(schedule, block, lanes)
     return schedule.mod["main"]
 
 
 def _schedule_block(schedule: Schedule, block: Any, lanes: int) -> None:
-    kinds = [int(v.iter_type) for v in schedule.get(block).iter_vars]
+    kinds = _kinds(schedule, block)
     loops = schedule.get_loops(block)
     if not loops or len(loops) != len(kinds):
         return
-    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 0]
-    reduction = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 2]
+    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == SPATIAL]
+    reduction = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == REDUCTION]
     if not spatial:
         return
     *outer, inner = spatial
     extent = int(schedule.get(inner).extent)
-    if reduction:
-        schedule.reorder(*outer, inner, *reduction)
-        if extent >= lanes:
-            whole, vector = schedule.split(inner, [None, lanes])
-            schedule.reorder(whole, *reduction, vector)
-            schedule.vectorize(vector)
-            inner = whole
-        schedule.parallel(schedule.fuse(*outer, inner) if outer else inner)
-        return
-    if extent >= 4:
-        whole, vector = schedule.split(inner, [None, min(extent, 2 * lanes)])
+    width = lanes if reduction else 2 * lanes
+    while width > 1 and extent % width:
+        width //= 2
+    if width > 1:
+        whole, vector = schedule.split(inner, [None, width])
+        schedule.reorder(*outer, whole, *reduction, vector)
         schedule.vectorize(vector)
         inner = whole
+    elif reduction:
+        schedule.reorder(*outer, inner, *reduction)
     schedule.parallel(schedule.fuse(*outer, inner) if outer else inner)
