@@ -11,9 +11,9 @@ with ``eps' = eps*C**2*4**k/s**2`` rounded, at least 1. ``V*4**h`` lies in [2**6
 ``2**(h - 31) / sqrt(v)``. ``1/sqrt(v)`` is a cubic start (within 0.8 %) and two steps
 ``y <- y*(3 - v*y*y)/2``, which square the error (times 3/2): within 2**-25 for every ``V``, and the
 same integers everywhere. Since ``|z| <= sqrt(C - 1) <= 2**headroom``, D shifted by
-``a = h + k - headroom - 1`` is below 2**30, and only high halves of products are left::
+``a = h + k - headroom`` is below 2**31, and only high halves of products are left::
 
-    z'  = ((D << a) * rsqrt) >> 32                          27 - headroom fractional bits
+    z'  = ((D << a) * rsqrt) >> 32                          29 - headroom fractional bits
     out = clamp((((z' * mult[c]) >> 32) + bias[c]) >> out_shift, qmin, qmax)
 
 ``mult ~ gamma/out_scale`` and ``bias ~ beta/out_scale + zero point + 1/2`` at ``out_shift``
@@ -44,14 +44,15 @@ from relay_passes.dialect.exponent import check_scale, masked
 from relay_passes.dialect.registry import Claim, Interval, call, register
 from relay_passes.errors import VitqError
 
-__all__ = ["RSQRT_START", "layer_norm"]
+__all__ = ["RSQRT_START", "layer_norm", "root_bounds"]
 
 _MOST_CHANNELS = 2**15 - 1
 _LARGEST_VARIANCE = 2**62 - 1
 RSQRT_START = (835482791, -1586745591, 1672402406, -654592838)
 """Cubic of ``1/sqrt(v)`` on [1/4, 1), lowest order first, 28 fractional bits."""
 _ROOT_BITS = 30
-_Z_BITS = 27
+_INT32_MAX = 2**31 - 1
+_Z_BITS = 29
 """Fractional bits of the normalised value plus ``headroom``."""
 
 
@@ -151,7 +152,7 @@ def _affine(
     gain: np.ndarray, offset: np.ndarray, z_bits: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Return (mult, bias, out_shift): the most fractional bits that fit int32."""
-    offset = np.clip(offset + 0.5, -(2.0**28), 2.0**28)
+    offset = np.clip(offset + 0.5, -(2.0**27), 2.0**27)
     out_shift = 24
     steepest, farthest = float(np.abs(gain).max()), float(np.abs(offset).max())
     while out_shift > 0 and (
@@ -165,7 +166,8 @@ def _affine(
             "for gamma, calibrate that site again"
         )
     mult = np.floor(gain * 2.0 ** (32 + out_shift - z_bits) + 0.5).astype(np.int32)
-    bias = np.floor(offset * 2.0**out_shift + 0.5).astype(np.int32)
+    # Half a unit more makes up, on average, for the floor of the high half.
+    bias = np.floor(offset * 2.0**out_shift + 1.0).astype(np.int32)
     return mult, bias, out_shift
 
 
@@ -226,7 +228,7 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     )
 
     def lift(half: Any) -> Any:
-        return half + (var_shift // 2 - headroom - 1)
+        return half + (var_shift // 2 - headroom)
 
     row_shift = te.compute(
         rows, lambda *i: te.min(te.max(lift(row_half(*i)), 0), 30), name="row_shift"
@@ -241,9 +243,10 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     row_root = te.compute(rows, lambda *i: _root_step(row_v(*i), row_start(*i)), name="row_root")
 
     def rsqrt(*i: Any) -> Any:
-        spare = te.max(0 - lift(row_half(*i)), 0) + 1
+        spare = te.max(0 - lift(row_half(*i)), 0)
         root = _root_step(row_v(*i), row_root(*i))
-        return (root >> masked(spare.astype("int64"), 6)).astype("int32")
+        reduced = root >> masked(spare.astype("int64"), 6)
+        return te.min(reduced, tirx.const(_INT32_MAX, "int64")).astype("int32")
 
     row_rsqrt = te.compute(rows, rsqrt, name="row_rsqrt")
 
@@ -258,7 +261,7 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
 
 
 @cache
-def _rsqrt_bounds() -> dict[str, tuple[int, int]]:
+def root_bounds() -> dict[str, tuple[int, int]]:
     """Rigorous bounds of the intermediates of the root, by intervals over 2**14 pieces of [1/4, 1).
 
     Within a piece every ``v`` and every ``y`` is an interval of integers; shifts are monotone.
@@ -315,15 +318,17 @@ def _bounds(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval, list[
         Claim("C times code", count * lo, count * hi, "int32"),
         Claim("centred value", -spread, spread, "int32"),
     ]
-    bounds = _rsqrt_bounds()
+    bounds = root_bounds()
     claims += [Claim(name, *bounds[name], "int64") for name in bounds if name != "root"]
-    root = (bounds["root"][0], bounds["root"][1] >> 1)
-    claims.append(Claim("reciprocal root", 0, root[1], "int32"))
-    # |D| <= sqrt((C-1) V), hence |D << shift| <= 2**30; |z| <= sqrt(C-1) up to the root's error.
-    claims.append(Claim("lifted value", -(2**30), 2**30, "int32"))
-    z = (2**30 * root[1] >> 32) + 1
-    claims.append(Claim("normalised product", -(2**30) * root[1], 2**30 * root[1], "int64"))
-    claims.append(Claim("normalised value", -z, z, "int32"))
+    # |D| <= sqrt((C-1) V), hence |D << a| < 2**31; |z| <= sqrt(C-1) up to the root's error.
+    root = min(bounds["root"][1], _INT32_MAX)
+    z = (_INT32_MAX * root >> 32) + 1
+    claims += [
+        Claim("reciprocal root", 0, root, "int32"),
+        Claim("lifted value", -_INT32_MAX, _INT32_MAX, "int32"),
+        Claim("normalised product", -_INT32_MAX * root, _INT32_MAX * root, "int64"),
+        Claim("normalised value", -z, z, "int32"),
+    ]
     steepest = np.abs(mult) * z
     claims.append(Claim("affine product", -int(steepest.max()), int(steepest.max()), "int64"))
     low = int((-(steepest >> 32) - 1 + bias).min())
