@@ -7,7 +7,6 @@ name in that list. ``registry.SPECS`` then knows all operators.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 
 __all__ = ["FAMILIES"]
 
@@ -22,9 +21,9 @@ FAMILIES = (
     "gelu",
     "layer_norm",
     "float_ops",
+    "packed",
 )
 """Modules of this package that register operators."""
 
 for _family in FAMILIES:
-    if find_spec(f"{__name__}.{_family}") is not None:
-        import_module(f"{__name__}.{_family}")
+    import_module(f"{__name__}.{_family}")

@@ -143,15 +143,18 @@ def _infer_requant_add(node: relax.Call) -> relax.TensorType:
 
 
 def _compute_linear(tensors: Sequence[te.Tensor], _attrs: Any) -> te.Tensor:
-    return linear_te(*tensors, Epilogue())
+    x, w, bias = tensors
+    return linear_te(x, w, bias, Epilogue())
 
 
 def _compute_requant(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
+    x, w, bias, mult, shift = tensors[:5]
     codes = {key: attrs[key] for key in ("zero_point", "qmin", "qmax", "out_dtype")}
     if len(tensors) == 5:
-        return linear_te(*tensors[:3], Epilogue("requant", **codes), *tensors[3:])
+        return linear_te(x, w, bias, Epilogue("requant", **codes), mult, shift)
     scale = {key: attrs[key] for key in ("res_mult", "res_shift")}
-    return linear_te(*tensors[:3], Epilogue("requant_add", **codes, **scale), *tensors[3:])
+    epilogue = Epilogue("requant_add", **codes, **scale)
+    return linear_te(x, w, bias, epilogue, mult, shift, tensors[5])
 
 
 # Ranges

@@ -92,13 +92,15 @@ def _infer_requant(node: relax.Call) -> relax.TensorType:
 
 
 def _compute_matmul(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
-    return matmul_te(*tensors, attrs["transpose_b"], Epilogue())
+    a, b = tensors
+    return matmul_te(a, b, attrs["transpose_b"], Epilogue())
 
 
 def _compute_requant(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
+    a, b = tensors
     codes = {key: attrs[key] for key in ("zero_point", "qmin", "qmax", "out_dtype")}
     scale = {key: attrs[key] for key in ("mult", "shift")}
-    return matmul_te(*tensors, attrs["transpose_b"], Epilogue("requant", **codes, **scale))
+    return matmul_te(a, b, attrs["transpose_b"], Epilogue("requant", **codes, **scale))
 
 
 def _bounds_matmul(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval, list[Claim]]:

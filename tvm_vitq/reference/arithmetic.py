@@ -45,7 +45,8 @@ def _finished(value: np.ndarray, attrs: Attrs) -> np.ndarray:
 
 @reference("vitq.quantize")
 def _quantize(args: Arrays, attrs: Attrs) -> np.ndarray:
-    scaled = args[0] * np.float32(attrs["inv_scale"]) + np.float32(0.5)
+    with np.errstate(over="ignore"):  # an infinite product is clamped like any other
+        scaled = args[0] * np.float32(attrs["inv_scale"]) + np.float32(0.5)
     zero_point = attrs["zero_point"]
     low, high = np.float32(attrs["qmin"] - zero_point), np.float32(attrs["qmax"] - zero_point)
     rounded = np.where(np.isnan(scaled), low, np.floor(scaled))

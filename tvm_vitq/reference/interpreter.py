@@ -8,8 +8,6 @@ that type inference gave it. It never calls the TE definitions that are compiled
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,15 +16,13 @@ from tvm import relax
 
 from relay_passes.dialect.registry import constant_of
 from relay_passes.errors import VitqError
-from tvm_vitq.reference import arithmetic
+from tvm_vitq.reference import arithmetic, nonlinear
 from tvm_vitq.reference.layout import LAYOUT
 from tvm_vitq.reference.registry import REFERENCE, RangeError, expect
 
 __all__ = ["Interpreter", "run_integer"]
 
-assert arithmetic
-if find_spec("tvm_vitq.reference.nonlinear") is not None:
-    import_module("tvm_vitq.reference.nonlinear")
+assert arithmetic and nonlinear  # they enter their operators in REFERENCE
 
 Observer = Callable[[str, str, np.ndarray], None]
 
@@ -58,7 +54,6 @@ class Interpreter:
                 f"the module has no function {function}; it has {', '.join(self.functions)}"
             )
         self.entry = self.functions[function]
-        (self.param,) = self.entry.params
         self._constants: dict[relax.Expr, np.ndarray] = {}
 
     def __call__(self, x: np.ndarray, observe: Observer | None = None) -> np.ndarray:
@@ -84,8 +79,9 @@ class Interpreter:
         RangeError
             If an intermediate leaves its dtype, which is a fault of the compiler.
         """
-        shape = [int(extent) for extent in self.param.ty.shape.values]
-        dtype = str(self.param.ty.dtype)
+        (param,) = self.entry.params
+        shape = [int(extent) for extent in param.ty.shape.values]
+        dtype = str(param.ty.dtype)
         if list(x.shape[1:]) != shape[1:] or x.shape[0] % shape[0] or not x.shape[0]:
             raise VitqError(
                 f"input has shape {list(x.shape)}, the model takes {shape} (or whole multiples of "
@@ -95,6 +91,10 @@ class Interpreter:
             raise VitqError(f"input is {x.dtype}, the model takes {dtype}; convert it first")
         batches = np.split(x, x.shape[0] // shape[0])
         return np.concatenate([self._run(self.entry, [part], observe) for part in batches])
+
+    def evaluate(self, *args: np.ndarray, observe: Observer | None = None) -> np.ndarray:
+        """Run once on arrays of exactly the parameters' types, as many as there are."""
+        return self._run(self.entry, list(args), observe)
 
     def _run(
         self, func: relax.Function, args: list[np.ndarray], observe: Observer | None
