@@ -71,7 +71,7 @@ def schedule_function(func: tirx.PrimFunc, isa: ISA, tile: Tile | None = None) -
         if kernel is not None:
             return kernel
     if is_rowwise(func):
-        return schedule_rowwise(func).with_attrs(_attrs(func))
+        return schedule_rowwise(func, 16).with_attrs(_attrs(func))
     return schedule_generic(func, isa.lanes).with_attrs(_attrs(func))
 
 

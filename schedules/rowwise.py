@@ -13,6 +13,8 @@ from typing import Any
 from tvm import tirx
 from tvm.s_tir.schedule import Schedule
 
+from .vectorize import vectorize_overlapped
+
 __all__ = ["is_rowwise", "schedule_rowwise"]
 
 
@@ -32,10 +34,12 @@ def is_rowwise(func: tirx.PrimFunc) -> bool:
     )
 
 
-def schedule_rowwise(func: tirx.PrimFunc) -> tirx.PrimFunc:
+def schedule_rowwise(func: tirx.PrimFunc, width: int) -> tirx.PrimFunc:
     """Put every stage of a row into one parallel loop over rows.
 
-    The inner loops are left to LLVM's vectoriser, which knows integer sums and maxima.
+    Stages over elements are vectorised by ``width``; reductions are left to LLVM, which vectorises
+    integer sums and maxima, with their start value stored apart (else LLVM peels the first
+    element off, and the loads of the rest straddle what was stored just before).
     """
     schedule = Schedule(func)
     *stages, last = schedule.get_child_blocks(schedule.get_sblock("root"))
@@ -44,4 +48,6 @@ def schedule_rowwise(func: tirx.PrimFunc) -> tirx.PrimFunc:
     schedule.parallel(row)
     for stage in reversed(stages):
         schedule.compute_at(stage, row, preserve_unit_loops=True)
-    return schedule.mod["main"]
+        if _extents(schedule, stage, 2):
+            schedule.decompose_reduction(stage, schedule.get_loops(stage)[1])
+    return vectorize_overlapped(schedule.mod["main"], width)
