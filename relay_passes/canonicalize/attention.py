@@ -104,6 +104,40 @@ def _finite_mask(graph: Graph, node: Node) -> Node | None:
     return None
 
 
+def _split_mask(graph: Graph, node: Node) -> Node | None:
+    """Take a relative position bias and a window mask apart that were added beforehand.
+
+    The sum C [B * nW, H, M, M] repeats with period nW and its first window has no mask, so the
+    bias is C[0] and the mask the rest, if that gives C again bit for bit.
+    """
+    for x, c in (node.inputs, node.inputs[::-1]):
+        if not c.is_const or len(c.shape) != 4 or c.shape[0] == 1 or c.shape != x.shape:
+            continue
+        if layout_source(x, ("multiply", *_LAYOUT)).op != "matmul" or c.shape[-1] != c.shape[-2]:
+            continue
+        bias = c.array[:1]
+        mask = np.round((c.array - bias).mean(axis=1, keepdims=True)).astype("float32")
+        if not np.array_equal(bias + mask, c.array):
+            return None
+        windows = _period(mask)
+        _, heads, m, _ = x.shape
+        biased = graph.binary("add", x, graph.const(bias, c.name), node.name)
+        if windows == 1:
+            return biased
+        split = graph.reshape(biased, [x.shape[0] // windows, windows, heads, m, m])
+        masked = graph.binary("add", split, graph.const(mask[:windows][None]), node.name)
+        return graph.reshape(masked, node.shape)
+    return None
+
+
+def _period(mask: np.ndarray) -> int:
+    n = len(mask)
+    for period in range(1, n + 1):
+        if n % period == 0 and (mask.reshape(n // period, -1) == mask[:period].reshape(1, -1)).all():
+            return period
+    return n
+
+
 def _transpose_operand(graph: Graph, node: Node) -> Node | None:
     """Read k as [..., M, D] and transpose it in the product itself."""
     if node.attrs["transpose_b"]:
@@ -154,6 +188,7 @@ RULES = (
     Rule("subtract", ("subtract",), _subtract, "subtraction of a constant is an addition"),
     Rule("guard", ("where",), _guard, "no row is all -inf"),
     Rule("finite-mask", ("add",), _finite_mask, "integers have no -inf; e^-100 is 0 to float32"),
+    Rule("split-mask", ("add",), _split_mask, "bias and window mask are separate"),
     Rule("merge-scales", ("multiply",), _merge_scales, "scalars multiply into one"),
     Rule("scale-below-layout", ("reshape", "permute", "slice"), _scale_below_layout, "to the product"),
     Rule("scale-below-product", ("matmul",), _scale_below_product, "one scale, on the logits"),

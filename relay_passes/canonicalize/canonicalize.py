@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from . import activation, attention, layout, linear, tokens
+from . import activation, attention, fold, layout, linear, tokens
 from .check import check_graph, check_weights
 from .from_relax import from_relax
 from .graph import Graph, Node, Rule, apply_rules
@@ -16,6 +16,7 @@ from .to_relax import to_relax
 __all__ = ["RULES", "Canonicalize", "canonicalize", "simplify"]
 
 RULES: tuple[Rule, ...] = (
+    *fold.RULES,
     *activation.RULES,
     *attention.RULES,
     *linear.RULES,

@@ -13,7 +13,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-__all__ = ["BINARY", "UNARY", "evaluate", "fold", "run_prim_func"]
+from .graph import Graph, Node, Rule
+
+__all__ = ["BINARY", "RULES", "UNARY", "evaluate", "fold", "run_prim_func"]
 
 BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "add": np.add,
@@ -41,6 +43,9 @@ UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "exp": np.exp,
     "log": np.log,
     "abs": np.abs,
+    "tanh": np.tanh,
+    "nn.relu": lambda a: np.maximum(a, 0),
+    "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
     "floor": np.floor,
     "ceil": np.ceil,
     "logical_not": np.logical_not,
@@ -67,11 +72,34 @@ def fold(op: str, arrays: Sequence[np.ndarray], attrs: dict[str, Any]) -> np.nda
         return np.concatenate(list(arrays), axis=attrs["axis"])
     if op == "take":
         return np.take(arrays[0], arrays[1], axis=attrs["axis"])
+    if op == "matmul":
+        return np.matmul(arrays[0], np.swapaxes(arrays[1], -1, -2) if attrs.get("transpose_b") else arrays[1])
+    if op == "linear":
+        return np.matmul(arrays[0], arrays[1]) + (arrays[2] if len(arrays) == 3 else 0)
     if op == "where":
         return np.where(*arrays)
     if op == "astype":
         return arrays[0].astype(attrs["dtype"])
     return None
+
+
+def _fold_constants(graph: Graph, node: Node) -> Node | None:
+    if any(not i.is_const for i in node.inputs):
+        return None
+    attrs = {**node.attrs, "shape": node.shape, "dtype": node.dtype}
+    array = fold(node.op, [i.array for i in node.inputs], attrs)
+    if array is None:
+        return None
+    out = graph.const(array.astype(node.dtype, copy=False), node.name)
+    source = node.inputs[0]
+    if source.quant is not None and node.op in ("reshape", "permute", "slice"):
+        codes, scales = (fold(node.op, [part], attrs) for part in source.quant)
+        out.quant = (codes, scales)  # type: ignore[assignment]
+    return out
+
+
+_FOLDED = (*BINARY, *UNARY, "reshape", "broadcast_to", "permute", "slice", "concat", "take", "matmul", "linear")
+RULES = (Rule("fold", _FOLDED, _fold_constants, "what depends on constants only is a constant"),)
 
 
 def evaluate(

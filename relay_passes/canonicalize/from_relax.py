@@ -168,8 +168,15 @@ class _Importer:
             return handler(self, call)
         return self.generic(name, call)
 
+    def _near(self, call: relax.Call) -> str:
+        values = [self.value(a) for a in call.args if isinstance(a, relax.Var)]
+        named = [v.name for v in values if isinstance(v, Node) and v.is_const and v.name]
+        return module_path(named[0]) if named else next((place(v) for v in values if isinstance(v, Node)), "?")
+
     def generic(self, name: str, call: relax.Call) -> Value:
         """Import a call that has no special form: one node, or a constant."""
+        if not isinstance(call.ty, relax.TensorType):
+            raise VitqError(f"operator {name} near {self._near(call)} is not supported")
         operands: list[Node] = []
         pieces: list[tuple[str, Any]] = []
         for arg in call.args:
@@ -307,6 +314,12 @@ def _broadcast(im: _Importer, call: relax.Call) -> Value:
     if x.size == math.prod(shape):
         return im.make("reshape", [x], shape, x.dtype)
     return im.make("broadcast_to", [x], shape, x.dtype)
+
+
+def _resize(im: _Importer, call: relax.Call) -> Value:
+    """A position embedding 'resized' to the size that it has."""
+    x = im.value(call.args[0])
+    return x if _shape(call) == x.shape else im.generic("image.resize2d", call)
 
 
 def _arange(im: _Importer, call: relax.Call) -> Value:
@@ -473,6 +486,7 @@ _HANDLERS: dict[str, Callable[[_Importer, relax.Call], Value]] = {
     "nn.layer_norm": _layer_norm,
     "mean": _mean,
     "nn.pad": _pad,
+    "image.resize2d": _resize,
     "nn.gelu": _gelu,
     "nn.gelu_tanh": _gelu,
     "quantize": _quantize,

@@ -38,15 +38,15 @@ def _sliced(graph: Graph, node: Node, axis: int, begin: int, end: int) -> Node:
 
 def _matmul_to_linear(graph: Graph, node: Node) -> Node | None:
     a, b = node.inputs
-    if b.is_const and not a.is_const and b.size == b.shape[-1] * b.shape[-2]:
-        if node.attrs["transpose_b"]:
-            return None
-        weight = graph.const(b.array.reshape(b.shape[-2:]), b.name)
-        if b.quant is not None:
-            weight.quant = tuple(q.reshape(b.shape[-2:]) for q in b.quant)  # type: ignore[assignment]
-        out = graph.linear(a, weight, name=module_path(b.name))
-        return graph.reshape(out, node.shape)
-    return None
+    if not b.is_const or a.is_const or node.attrs["transpose_b"] or len(b.shape) < 2:
+        return None
+    stack = b.array.reshape(-1, *b.shape[-2:])
+    if not (stack == stack[:1]).all():
+        return None
+    weight = graph.const(stack[0], b.name)
+    if b.quant is not None:
+        weight.quant = tuple(q.reshape(stack.shape)[0] for q in b.quant)  # type: ignore[assignment]
+    return graph.reshape(graph.linear(a, weight, name=module_path(b.name)), node.shape)
 
 
 def _vector(const: Node, n: int) -> np.ndarray | None:

@@ -37,12 +37,6 @@ def _add_through_concat(graph: Graph, node: Node) -> Node | None:
     return None
 
 
-def _broadcast_const(graph: Graph, node: Node) -> Node | None:
-    if node.inputs[0].is_const:
-        return graph.const(np.broadcast_to(node.inputs[0].array, node.shape), node.inputs[0].name)
-    return None
-
-
 def _mean(graph: Graph, node: Node) -> Node | None:
     axes = node.attrs["axis"]
     if isinstance(axes, int):
@@ -60,6 +54,5 @@ def _mean(graph: Graph, node: Node) -> Node | None:
 
 RULES = (
     Rule("add-through-concat", ("add",), _add_through_concat, "class token + position is constant"),
-    Rule("broadcast-const", ("broadcast_to",), _broadcast_const, "the class token per image"),
     Rule("mean", ("mean",), _mean, "pooling is over one axis, not kept"),
 )

@@ -46,6 +46,24 @@ def export_module(model: torch.nn.Module, shape: tuple[int, ...], what: str) -> 
         ) from error
 
 
+def _same_size(node: Any, importer: Any) -> Any:
+    """Resizing a position embedding to the size that it has (timm's ``dynamic_img_size``)."""
+    x = importer.env[node.args[0]]
+    if list(node.meta["val"].shape) != [int(d) for d in x.ty.shape]:
+        raise VitqError(
+            f"operator {node.target.__name__} resizes a tensor inside the model; build the model with the "
+            "img_size that it will be used with"
+        )
+    return x
+
+
+_CONVERTERS = {
+    f"_upsample_{kind}2d_aa.{overload}": _same_size
+    for kind in ("bicubic", "bilinear")
+    for overload in ("default", "vec")
+}
+
+
 def import_program(program: torch.export.ExportedProgram, what: str) -> tuple[tvm.IRModule, dict[str, str]]:
     """Convert an exported program to Relax.
 
@@ -68,7 +86,12 @@ def import_program(program: torch.export.ExportedProgram, what: str) -> tuple[tv
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     try:
         with torch.no_grad():
-            return from_exported_program(program, keep_params_as_input=True), names
+            mod = from_exported_program(
+                program, keep_params_as_input=True, custom_convert_map=_CONVERTERS
+            )
+            return mod, names
+    except VitqError:
+        raise
     except Exception as error:
         missing = re.findall(r"'([\w.]+)'", str(error)) if "Unsupported function types" in str(error) else []
         if missing:
