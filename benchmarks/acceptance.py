@@ -160,7 +160,7 @@ def measure(case: Case, folder: Path, samples: int = 128) -> dict[str, Any]:
 
 HEADER = (
     "| model | images | float top-1 | integer top-1 | same prediction | compile | peak "
-    "| size of fp32 | proofs | ONNX Runtime fp32 / ours |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| size of fp32 | proofs | ONNX Runtime fp32 / ours |\n" + "|---" * 10 + "|"
 )
 
 
