@@ -253,13 +253,17 @@ class Program:
         self.parameter = function.params[0]
         self.input_shape = tuple(_ints(self.parameter.ty.shape))
         self.input_slot = self.slot_of[self.parameter] = self._new_slot()
-        self._seen: dict[object, int] = {}
+        self._shapes = {self.input_slot: self.input_shape}
         for block in function.body.blocks:
             for binding in block.bindings:
                 self.slot_of[binding.var] = self._compile(binding.value, binding.var)
         self.output_slot = self._compile(function.body.body, None)
         self.last_use = {slot: i for i, step in enumerate(self.steps) for slot in step.args}
         self.last_use[self.output_slot] = len(self.steps)
+
+    def shape(self, slot: int) -> tuple[int, ...]:
+        """Return the static shape of a slot, without the axis of chunks."""
+        return self._shapes[slot]
 
     def _new_slot(self) -> int:
         self._slots += 1
@@ -271,6 +275,7 @@ class Program:
         if isinstance(expr, tvm.ir.GenericConst):
             slot = self._new_slot()
             self.constants[slot] = torch.from_numpy(np.array(expr.value.numpy()))
+            self._shapes[slot] = tuple(self.constants[slot].shape)
             return slot
         if not (isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op)):
             raise VitqError(f"main: cannot execute {type(expr).__name__} in the float interpreter")
@@ -284,6 +289,7 @@ class Program:
         args = tuple(self._compile(a, None) for a in tensors)
         lifted = tuple(slot not in self.constants for slot in args)
         step = Step(var, name, args, self._new_slot(), lifted, expr)
+        self._shapes[step.out] = tuple(_ints(expr.ty.shape))
         if any(lifted):
             self.steps.append(step)
         else:
@@ -338,7 +344,7 @@ class Program:
         return env
 
     def lift(self, x: torch.Tensor) -> torch.Tensor:
-        """Split images ``[N, ...]`` into chunks ``[n, B, ...]``, the last one padded by repetition."""
+        """Split images ``[N, ...]`` into chunks ``[n, B, ...]``; the last one may repeat an image."""
         if tuple(x.shape[1:]) != self.input_shape[1:]:
             found, wanted = list(x.shape[1:]), list(self.input_shape[1:])
             raise VitqError(f"input has shape {found}, the model expects {wanted}")

@@ -1,0 +1,1 @@
+"""Unlabelled images in, statistics out: data sources, observers, the ranges they propose."""

@@ -1,0 +1,38 @@
+"""Percentile: clip the rarest values, by the fraction that loses least (RepQ-ViT's choice)."""
+
+from __future__ import annotations
+
+import torch
+
+from tvm_vitq.calibration.minmax import minmax_range
+from tvm_vitq.calibration.mse import rounding_error
+from tvm_vitq.calibration.statistics import ChannelStatistics
+
+__all__ = ["FRACTIONS", "percentile_range"]
+
+FRACTIONS = (0.999, 0.9999, 0.99999)
+
+
+def percentile_range(
+    statistics: ChannelStatistics, levels: int, symmetric: bool
+) -> tuple[float, float]:
+    """Return the central range of one of :data:`FRACTIONS`, the one with the least square error.
+
+    Parameters
+    ----------
+    statistics : ChannelStatistics
+    levels : int
+        Number of codes less one.
+    symmetric : bool
+        Whether the codes are symmetric about zero.
+    """
+    values = statistics.sample.reshape(-1).sort().values
+    candidates = []
+    for fraction in FRACTIONS:
+        cut = int((1.0 - fraction) * len(values))
+        candidates.append((float(values[cut]), float(values[len(values) - 1 - cut])))
+    lo, hi = minmax_range(statistics, levels, symmetric)
+    ends = torch.tensor([lo, hi])
+    values = torch.cat([values, ends])
+    errors = [rounding_error(values, pair, levels, symmetric) for pair in candidates]
+    return candidates[errors.index(min(errors))]

@@ -1,0 +1,141 @@
+"""What a user may choose about quantization, and the presets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from relay_passes.errors import VitqError
+
+__all__ = ["PRESETS", "Recipe", "preset"]
+
+OBSERVERS = ("minmax", "percentile", "mse", "search")
+METHODS = ("table", "poly", "shift")
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Choices of one quantization. A strength of None is searched, per place, by unit-output error.
+
+    Attributes
+    ----------
+    observer : str
+        minmax, percentile, mse, or search (the best of the three at each place).
+    nonlinear : str or dict
+        table, poly or shift for every softmax and GELU; or ``{"softmax": …, "gelu": …}``.
+    norm, attention, gelu : float or None
+        Strength s_c^alpha of the channel scales of post-LayerNorm (RepQ-ViT), attention output and
+        post-GELU, folded into the next weight: 0 none, 1 full, None searched.
+    balance_keys : bool
+        Balance Q against K and centre K, per channel.
+    rounding : str
+        ``error`` (weight codes by output error, second-order) or ``nearest``.
+    bias_correction : bool
+        Correct the mean error of every linear in its bias.
+    a16_budget : float
+        Largest share of the multiply-accumulates of weights and attention scores that may take
+        int16 activations.
+    probabilities : str
+        int16 or uint8 codes behind softmax.
+    wide_gelu : bool
+        int16 instead of int8 codes before GELU.
+    images : int
+        Calibration images used, at most.
+    seed : int
+    """
+
+    observer: str = "search"
+    nonlinear: str | dict[str, str] = "table"
+    norm: float | None = None
+    attention: float | None = None
+    gelu: float | None = None
+    balance_keys: bool = True
+    rounding: str = "error"
+    bias_correction: bool = True
+    a16_budget: float = 0.10
+    probabilities: str = "int16"
+    wide_gelu: bool = True
+    images: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.observer not in OBSERVERS:
+            raise VitqError(f"unknown observer {self.observer!r}; use {', '.join(OBSERVERS)}")
+        for kind in ("softmax", "gelu"):
+            if self.method(kind) not in METHODS:
+                raise VitqError(
+                    f"unknown nonlinear method {self.method(kind)!r}; use {', '.join(METHODS)}"
+                )
+        for name in ("norm", "attention", "gelu"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise VitqError(f"recipe: strength {name}={value} must be between 0 and 1, or null")
+        if self.rounding not in ("error", "nearest"):
+            raise VitqError(f"recipe: unknown rounding {self.rounding!r}; use error or nearest")
+        if self.probabilities not in ("int16", "uint8"):
+            raise VitqError(f"recipe: probabilities={self.probabilities!r}; use int16 or uint8")
+        if not 0.0 <= self.a16_budget <= 1.0:
+            raise VitqError(f"recipe: a16_budget={self.a16_budget} must be between 0 and 1")
+        if self.images < 1:
+            raise VitqError(f"recipe: images={self.images} must be at least 1")
+
+    def method(self, kind: str) -> str:
+        """Integer method of a softmax or a gelu."""
+        if isinstance(self.nonlinear, str):
+            return self.nonlinear
+        return self.nonlinear.get(kind, "table")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Make a recipe from JSON types.
+
+        Raises
+        ------
+        VitqError
+            For a name that is not a field.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise VitqError(
+                    f"recipe: unknown field {name!r}; known: {', '.join(sorted(known))}"
+                )
+        return cls(**values)
+
+
+PRESETS: dict[str, Recipe] = {
+    "default": Recipe(),
+    "minmax": Recipe(
+        observer="minmax",
+        norm=0.0,
+        attention=0.0,
+        gelu=0.0,
+        balance_keys=False,
+        rounding="nearest",
+        bias_correction=False,
+        a16_budget=0.0,
+    ),
+    "repq": Recipe(
+        observer="percentile",
+        norm=1.0,
+        attention=0.0,
+        gelu=0.0,
+        balance_keys=False,
+        rounding="nearest",
+        bias_correction=False,
+        a16_budget=0.0,
+    ),
+    "int8": Recipe(a16_budget=0.0),
+}
+
+
+def preset(name: str, **changes: Any) -> Recipe:
+    """Return a preset by name, with some fields changed."""
+    if name not in PRESETS:
+        raise VitqError(f"unknown recipe {name!r}; use {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **changes)

@@ -1,0 +1,268 @@
+"""Decides, unit by unit, how activations are quantized: ranges and rescalings by unit-output error.
+
+The sites of a unit are decided in the order of execution. What comes before a site is already
+quantized, what comes after is still float, and the candidates for the site (strength of the
+rescaling, spread, observer) are executed to the unit's end on a few images; the one whose output is
+nearest to the float unit's wins. Errors are weighted by how much the logits depend on each element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from tvm_vitq.calibration.statistics import ChannelStatistics
+from tvm_vitq.quantizers.draft import CHUNK, Draft
+from tvm_vitq.quantizers.equalize import balance_keys, channel_factors, rescale
+from tvm_vitq.quantizers.links import Link, Links
+from tvm_vitq.quantizers.ranges import Form, form_of, propose, wide
+from tvm_vitq.quantizers.recipe import STRENGTHS, Recipe
+from tvm_vitq.quantizers.structure import Linear
+from tvm_vitq.quantizers.units import Unit
+from tvm_vitq.quantizers.weights import round_nearest
+
+__all__ = ["Choice", "UnitSearch"]
+
+
+@dataclass
+class Choice:
+    """What was decided for one site.
+
+    Attributes
+    ----------
+    site : int
+    name, kind : str
+    strength : float or None
+        Of the rescaling, None where there was none to decide.
+    observer : str
+    error : float
+        Weighted unit-output error with the site decided.
+    wide_error : float or None
+        The same with int16 codes at this site, where that is an option.
+    """
+
+    site: int
+    name: str
+    kind: str
+    strength: float | None
+    observer: str
+    error: float
+    wide_error: float | None = None
+
+
+@dataclass
+class Candidate:
+    """A draft with one more site decided."""
+
+    draft: Draft
+    statistics: dict[int, ChannelStatistics]
+    observer: str
+    strength: float | None = None
+    provisional: int | None = None
+
+    def settled(self) -> Draft:
+        """Return the draft without the quantizer that was only assumed for the trial."""
+        if self.provisional is not None:
+            group = self.draft.structure.sites[self.provisional].group
+            self.draft.quantizers.pop(group, None)
+        return self.draft
+
+
+@dataclass
+class UnitSearch:
+    """Search of one unit.
+
+    Attributes
+    ----------
+    links : Links
+    recipe : Recipe
+    unit : Unit
+    statistics : dict of int to ChannelStatistics
+        By site, of the float unit; kept up to date with the rescalings.
+    x, target : torch.Tensor
+        Lifted input and float output of the unit for a few images.
+    weighting : torch.Tensor
+        Importance of the elements of the output, broadcastable to ``target``.
+    """
+
+    links: Links
+    recipe: Recipe
+    unit: Unit
+    statistics: dict[int, ChannelStatistics]
+    x: torch.Tensor
+    target: torch.Tensor
+    weighting: torch.Tensor
+    choices: list[Choice] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.structure = self.links.structure
+        self.program = self.links.program
+        self.by_site: dict[int, Link] = {}
+        for link in self.links.links:
+            self.by_site[link.also[0] if link.kind == "value" else link.site] = link
+        self.key_of = {end[0]: key for key in self.links.keys for end in (key.query, key.key)}
+        self.readers: dict[int, list[Linear]] = {}
+        for linear in self.structure.linears:
+            self.readers.setdefault(linear.source, []).append(linear)
+
+    def run(self, draft: Draft) -> Draft:
+        """Decide every site of the unit; returns the decided draft."""
+        self.envs = [{self.unit.source: part} for part in self.x.split(CHUNK)]
+        self.at = self.unit.start
+        balanced: set[int] = set()
+        if self.unit.source == self.program.input_slot:
+            draft = self._decide(draft, self.program.input_slot)
+            self.envs = [{self.unit.source: draft.enter(part)} for part in self.x.split(CHUNK)]
+        for index in range(self.unit.start, self.unit.stop):
+            slot = self.program.steps[index].out
+            if slot not in self.structure.sites:
+                continue
+            key = self.key_of.get(slot)
+            if key is not None and self.recipe.balance_keys and id(key) not in balanced:
+                balanced.add(id(key))
+                q, k = key.query[0], key.key[0]
+                self.statistics[q], self.statistics[k] = balance_keys(
+                    draft, key, self.statistics[q], self.statistics[k]
+                )
+            draft = self._decide(draft, slot)
+            self._advance(draft, index + 1)
+        return draft
+
+    # -- execution -----------------------------------------------------------------------------
+    def _advance(self, draft: Draft, stop: int) -> None:
+        values = draft.values()
+        for env in self.envs:
+            self.program.execute(
+                env,
+                start=self.at,
+                stop=stop,
+                keep=frozenset({self.unit.result}),
+                hook=draft.hook,
+                constants=values,
+            )
+        self.at = stop
+
+    def _error(self, draft: Draft) -> float:
+        """Weighted square error of the unit's output, per image."""
+        values = draft.values()
+        total, first = 0.0, 0
+        for env in self.envs:
+            trial = dict(env)
+            if self.unit.source == self.program.input_slot and self.at == self.unit.start:
+                part = self.x[first : first + CHUNK]
+                trial = {self.unit.source: draft.enter(part)}
+            out = self.program.execute(
+                trial,
+                start=self.at,
+                stop=self.unit.stop,
+                keep=frozenset({self.unit.result}),
+                hook=draft.hook,
+                constants=values,
+            )[self.unit.result]
+            difference = (out - self.target[first : first + len(out)]).square_()
+            weighting = self.weighting
+            if weighting.shape[0] > 1:
+                weighting = weighting[first : first + len(out)]
+            total += float((difference * weighting).sum())
+            first += len(out)
+        return total / max(first, 1)
+
+    # -- decisions -----------------------------------------------------------------------------
+    def _decide(self, draft: Draft, slot: int) -> Draft:
+        site = self.structure.sites[slot]
+        shared = draft.quantizer(slot)
+        if site.given or shared is not None or slot not in self.statistics:
+            return self._with_weights(draft, slot)
+        form = form_of(site, self.links, self.recipe)
+        if form is Form.STREAM:
+            self.statistics[slot] = self._joined(slot)
+        candidates = list(self._candidates(draft, slot, form))
+        errors = [0.0]
+        if len(candidates) > 1:
+            errors = [self._error(c.draft) for c in candidates]
+        best = candidates[errors.index(min(errors))]
+        self.statistics.update(best.statistics)
+        choice = Choice(slot, site.name, site.kind, best.strength, best.observer, min(errors))
+        if form in (Form.LINEAR, Form.PRODUCT) and self.recipe.a16_budget > 0:
+            if len(candidates) == 1:
+                choice.error = self._error(best.draft)
+            trial = best.draft.copy()
+            trial.set_quantizer(slot, wide(self.statistics[slot]))
+            choice.wide_error = self._error(trial)
+        self.choices.append(choice)
+        return best.settled()
+
+    def _joined(self, slot: int) -> ChannelStatistics:
+        """Statistics of a site widened to everything that shares its scale."""
+        group, statistics = self.structure.sites[slot].group, self.statistics[slot]
+        for other, site in self.structure.sites.items():
+            if site.group == group and other != slot and other in self.statistics:
+                statistics = statistics.widened(*self.statistics[other].bounds)
+        for constant, where in self.structure.concat_constants.items():
+            if where == group:
+                value = self.program.constants[constant]
+                statistics = statistics.widened(float(value.min()), float(value.max()))
+        return statistics
+
+    def _candidates(self, draft: Draft, slot: int, form: Form) -> Iterator[Candidate]:
+        link = self.by_site.get(slot)
+        if link is None or form not in (Form.LINEAR, Form.PRODUCT):
+            yield from self._ranged(draft, slot, form, {}, None)
+            return
+        fixed = {"norm": self.recipe.norm, "value": self.recipe.attention, "gelu": self.recipe.gelu}
+        strength = fixed[link.kind]
+        strengths = STRENGTHS if strength is None else (strength,)
+        spreads = (False, True) if self.recipe.observer == "search" else (False,)
+        for alpha in strengths:
+            for robust in spreads if alpha else (False,):
+                trial = draft.copy()
+                centre = link.source is not None and (strength is None or alpha > 0)
+                statistics = self.statistics[link.site]
+                factor, shift = channel_factors(statistics, alpha, robust, centre)
+                rescale(trial, link, factor, shift)
+                moved = {
+                    s: self.statistics[s].moved(1.0 / factor, shift)
+                    for s in (link.site, *link.also)
+                    if s in self.statistics
+                }
+                yield from self._ranged(trial, slot, form, moved, alpha)
+
+    def _ranged(
+        self,
+        draft: Draft,
+        slot: int,
+        form: Form,
+        moved: dict[int, ChannelStatistics],
+        strength: float | None,
+    ) -> Iterator[Candidate]:
+        statistics = moved.get(slot, self.statistics[slot])
+        link = self.by_site.get(slot)
+        both = link.site if link is not None and link.kind == "value" else None
+        weighted = self._with_weights(draft, slot, statistics)
+        if both is not None:
+            weighted = self._with_weights(weighted, both, moved.get(both, self.statistics[both]))
+        for name, quantizer in propose(form, statistics, self.recipe).items():
+            trial = weighted.copy()
+            trial.set_quantizer(slot, quantizer)
+            if both is not None:
+                context = propose(Form.LINEAR, moved.get(both, self.statistics[both]), self.recipe)
+                trial.set_quantizer(both, context.get(name, next(iter(context.values()))))
+            yield Candidate(trial, moved, name, strength, both)
+
+    def _with_weights(
+        self, draft: Draft, slot: int, statistics: ChannelStatistics | None = None
+    ) -> Draft:
+        """Round the weights of the linears that read a site to nearest, for the simulation."""
+        linears = [r for r in self.readers.get(slot, []) if not r.given]
+        if not linears:
+            return draft
+        draft = draft.copy()
+        for linear in linears:
+            weight = draft.constant(linear.weight)
+            importance = None
+            if statistics is not None and len(statistics.mean) == len(weight):
+                importance = statistics.sample.square().mean(0)
+            draft.weights[linear.weight] = round_nearest(weight, importance)
+        return draft
