@@ -17,6 +17,7 @@ from relay_passes.dialect.matmul import matmul, matmul_requant
 from relay_passes.dialect.reduce import sum_
 from relay_passes.dialect.registry import SPECS, Claim, Interval
 from relay_passes.dialect.requantize import requantize
+from relay_passes.dialect.softmax import softmax
 from relay_passes.errors import VitqError
 from tests.helpers.dialect import module
 from tvm_vitq.reference.interpreter import Interpreter
@@ -135,6 +136,23 @@ def test_rows_of_known_sum_bound_a_long_matmul():
     interval, claims = SPECS["vitq.matmul"].bounds(node, known)
     assert (interval.lo, interval.hi) == (-33000 * 128, 33000 * 128)
     assert all(claim.holds for claim in claims)
+
+
+def test_long_attention_rows_are_proved_through_layout_operators():
+    """1370 tokens (518 pixels, patch 14): K * max * max would pass int32 several times over."""
+    logits = RNG.choice([-32767, 0, 32767], (1, 4, 1370)).astype("int16")
+    logits[0, 0] = 0  # a flat row: every probability rounds the same way
+    v = np.full((1, 1370, 3), 127, "int8")
+
+    def body(x, right):
+        p = softmax(x, 0.01, 2.0**-15, 32767, "int16", "poly")
+        p = relax.op.permute_dims(relax.op.reshape(p, (1, 2, 2, 1370)), [0, 2, 1, 3])
+        return matmul(relax.op.reshape(p, (1, 4, 1370)), right)
+
+    mod = module([logits, v], body)
+    (row,) = [r for r in check_ranges(mod) if r["quantity"] == "accumulator"]
+    out = Interpreter(mod).evaluate(logits, v)
+    assert 2**15 * 127 * 0.9 < out.max() <= row["hi"] < 2**24
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Second, independent implementations: the float module by torch, the integer dialect by int64 NumPy."""
+"""Second, independent implementations: float modules by torch, the integer dialect by NumPy."""

@@ -1,8 +1,8 @@
 """Reference of the arithmetic family: boundary, linear, matmul, requantize, add, sum.
 
-Everything is int64 NumPy. A matmul runs on float64 BLAS where every partial sum is below 2**53
-(every float64 operation is then exact, in any order), on int64 otherwise. The rounding rule is
-``rq(a, m, e) = floor(a * m / 2**e + 1/2)``.
+Everything is int64 NumPy. A matmul runs on float32 BLAS where every partial sum is at most 2**24,
+on float64 BLAS up to 2**53 (every operation is then exact, in any order), on int64 otherwise. The
+rounding rule is ``rq(a, m, e) = floor(a * m / 2**e + 1/2)``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.size == 0 or b.size == 0:
         return np.matmul(a.astype(np.int64), b.astype(np.int64))
     largest = [max(abs(int(t.min())), abs(int(t.max()))) for t in (a, b)]
-    if a.shape[-1] * largest[0] * largest[1] < 2**53:
-        return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int64)
-    return np.matmul(a.astype(np.int64), b.astype(np.int64))
+    bound = a.shape[-1] * largest[0] * largest[1]
+    dtype = np.float32 if bound <= 2**24 else np.float64 if bound <= 2**53 else np.int64
+    return np.matmul(a.astype(dtype), b.astype(dtype)).astype(np.int64)
 
 
 def requantized(a: np.ndarray, mult: Any, shift: Any) -> np.ndarray:
