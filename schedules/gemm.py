@@ -122,17 +122,23 @@ def default_tile(isa: ISA, rows: int, columns: int) -> Tile:
 
 
 def row_tiles(total: int, most: int) -> list[tuple[int, int, int]]:
-    """Cut ``total`` rows into tiles of at most ``most`` rows whose heights differ by one at most.
+    """Cut ``total`` rows into tiles of at most ``most`` rows.
+
+    One height is best (the kernel's code is made once for each): tiles that do not divide the rows
+    then overlap the one before at the end. Where that would repeat more than 2 % of the rows, there
+    are two heights that differ by one.
 
     Returns
     -------
     list of (start, count, height)
-        ``count`` tiles of ``height`` rows from row ``start``; one or two entries, no row twice.
+        ``count`` tiles of ``height`` rows from row ``start``, the last one moved back to end at
+        ``total`` if it would pass it; one or two entries.
     """
+    for height in range(most, max(most - 3, 1), -1):
+        count = -(-total // height)
+        if height <= total and count * height <= total * 1.02:
+            return [(0, count, height)]
     tiles = -(-total // most)
     low, extra = divmod(total, tiles)
-    parts = []
-    if extra:
-        parts.append((0, extra, low + 1))
-    parts.append((extra * (low + 1), tiles - extra, low))
-    return parts
+    parts = [(0, extra, low + 1)] if extra else []
+    return [*parts, (extra * (low + 1), tiles - extra, low)]

@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 
 from ..builder import Writer, const, load, vector_type
-from ..gemm import Epilogue, Tile
+from ..gemm import Epilogue, Tile, row_tiles
 from ..requant import Rescale, clamp, requantize, requantize_wide, scalar_lift, scalar_rescale
 from .intrinsics import Dot
 
@@ -91,7 +91,7 @@ def convert_rows(
 class GemmKernel:
     """The register tile and its epilogue; see the module's docstring.
 
-    Attributes set by the derived class before :meth:`row_tile` runs: ``columns`` (N), ``rows_of``
+    What the derived class sets before :meth:`all_rows` runs: ``columns`` (N), ``rows_of``
     (the row operand), ``out`` and ``residual`` (Operands of the results), ``first`` (the column
     block's first column).
     """
@@ -133,13 +133,22 @@ class GemmKernel:
         """Return int32 vectors of multipliers and shifts of vector ``v``, for the 64-bit form."""
         raise NotImplementedError
 
-    def row_tile(self, start: Any, height: int) -> None:
+    def all_rows(self, total: int) -> None:
+        """Run the register tile over rows 0 to ``total``."""
+        for start, count, height in row_tiles(total, self.tile.rows):
+            with self.w.loop("tile", count) as t:
+                row = start + t * height
+                if start + count * height > total:
+                    row = tirx.min(row, tirx.const(total - height, "int32"))
+                self._row_tile(self.w.bind("first_row", row), height)
+
+    def _row_tile(self, start: Any, height: int) -> None:
         """Accumulate ``height`` rows from ``start`` over all of K, then finish and store them."""
         w, vectors = self.w, self.tile.vectors
         acc = w.alloc("acc", (height * vectors,), vector_type("int32", self.lanes))
         for v in range(vectors):
             value = w.bind("start", self.start_value(v))
-            for r in range(height):
+            with w.loop("r", height, "unrolled") as r:
                 w.store(acc, value, r * vectors + v)
         whole, tail = divmod(self.rows_of.depth, self.dot.kv)
         unroll = self.tile.unroll if whole % self.tile.unroll == 0 else 1
@@ -149,13 +158,13 @@ class GemmKernel:
                     self._step(acc, start, height, ko * unroll + u, self.dot.kv)
         if tail:
             self._step(acc, start, height, whole, tail)
-        for r in range(height):
+        with w.loop("r", height, "unrolled") as r:
             self._finish([load(acc, r * vectors + v) for v in range(vectors)], start + r)
 
     def _step(self, acc: Any, start: Any, height: int, k: Any, valid: int) -> None:
         w, vectors = self.w, self.tile.vectors
         columns = [w.bind("w", self.column_vector(k, v)) for v in range(vectors)]
-        for r in range(height):
+        with w.loop("r", height, "unrolled") as r:
             group = w.bind("a", self._group(start + r, k, valid))
             for v in range(vectors):
                 index = r * vectors + v

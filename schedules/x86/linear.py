@@ -16,7 +16,7 @@ from typing import Any
 from tvm import tirx
 
 from ..builder import Writer, const, load, vector_type
-from ..gemm import GemmSpec, Tile, row_tiles
+from ..gemm import GemmSpec, Tile
 from ..requant import Rescale, vector_rescale
 from .core import GemmKernel, Operand, convert_rows, product
 from .intrinsics import DOTS
@@ -58,9 +58,7 @@ class _Linear(GemmKernel):
             self.first = block * self.nt
             self._expand_weights()
             self._lay_out_scales()
-            for start, count, height in row_tiles(rows, self.tile.rows):
-                with w.loop("tile", count) as t:
-                    self.row_tile(start + t * height, height)
+            self.all_rows(rows)
         return w.prim_func(self.params, attrs)
 
     def _expand_weights(self) -> None:

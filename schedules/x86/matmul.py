@@ -15,7 +15,7 @@ from typing import Any
 from tvm import tirx
 
 from ..builder import Writer, const, load, vector_type
-from ..gemm import GemmSpec, Tile, row_tiles
+from ..gemm import GemmSpec, Tile
 from ..requant import Rescale, scalar_rescale
 from .core import BITS, GemmKernel, Operand, convert_rows, product
 from .intrinsics import Dot
@@ -70,9 +70,7 @@ class _Matmul(GemmKernel):
             with w.loop("block", self.blocks) as block:
                 self.first = block * self.nt
                 self._pack(entry, block)
-                for start, count, height in row_tiles(self.rows, self.tile.rows):
-                    with w.loop("tile", count) as t:
-                        self.row_tile(start + t * height, height)
+                self.all_rows(self.rows)
         return w.prim_func(self.params, attrs)
 
     def _pack(self, entry: Any, block: Any) -> None:
