@@ -84,11 +84,11 @@ def golden_codes(integer: tvm.IRModule, images: np.ndarray | None, count: int = 
         shape = (count, *codes["shape"][1:])
         return rng.integers(codes["qmin"], codes["qmax"] + 1, shape).astype(codes["dtype"])
     x = integer["main"].params[0]
-    shape, dtype = [int(v) for v in x.ty.shape.values], str(x.ty.dtype)
+    dims, dtype = [int(v) for v in x.ty.shape.values], str(x.ty.dtype)
     images = np.asarray(images)[:count]
-    if list(images.shape[1:]) != shape[1:] or len(images) == 0:
+    if list(images.shape[1:]) != dims[1:] or len(images) == 0:
         raise VitqError(
-            f"golden inputs have shape {list(images.shape)}; the model takes {['V', *shape[1:]]}"
+            f"golden inputs have shape {list(images.shape)}; the model takes {['V', *dims[1:]]}"
         )
     if dtype == "uint8":
         if images.dtype != np.uint8:
@@ -104,9 +104,9 @@ def golden_codes(integer: tvm.IRModule, images: np.ndarray | None, count: int = 
             raise _EnoughError
 
     run = Interpreter(integer)
-    for start in range(0, len(images), shape[0]):
-        part = images[start : start + shape[0]].astype(dtype)
-        part = np.concatenate([part, np.repeat(part[-1:], shape[0] - len(part), axis=0)])
+    for start in range(0, len(images), dims[0]):
+        part = images[start : start + dims[0]].astype(dtype)
+        part = np.concatenate([part, np.repeat(part[-1:], dims[0] - len(part), axis=0)])
         try:
             run(part, observe)
         except _EnoughError:
@@ -156,7 +156,7 @@ def compile_module(
     Returns
     -------
     Artifact
-        The loaded artefact (for a foreign architecture it cannot be loaded here: see Raises).
+        The loaded artefact.
 
     Raises
     ------
@@ -188,24 +188,27 @@ def compile_module(
     during = phase or (lambda _name: nullcontext())
     with during("lower to integers and prove"):
         integer = lower(mod, dump_ir=dump_ir)
+        analysis, bounds = analyse(integer)
         metadata = describe(
             mod,
             integer,
             describe_target(name, tvm_target),
-            analyse(integer),
+            analysis,
             list(labels) if labels is not None else None,
         )
     with during("golden vectors by the reference interpreter"):
         codes = golden_codes(integer, golden, _GOLDEN_VECTORS)
         logits = reference_logits(
-            SplitBoundary()(integer), codes, metadata["input"]["codes"]["shape"][0]
+            tvm.transform.Sequential([SplitBoundary()])(integer),
+            codes,
+            metadata["input"]["codes"]["shape"][0],
         )
     with atomic_output(output) as draft:
         with during("build"), tvm_target:
             kernels = tvm.transform.Sequential(build_passes(isa_for(tvm_target)))(integer)
             if dump_ir is not None:
                 (Path(dump_ir) / "4_kernels.py").write_text(kernels.script())
-            export(kernels, tvm_target, draft, metadata, codes, logits)
+            export(kernels, tvm_target, draft, metadata, bounds, codes, logits)
         with during("compare with the reference"):
             result = load(draft).verify()
         if not result["equal"]:

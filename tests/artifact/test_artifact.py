@@ -231,4 +231,4 @@ def test_labels_must_fit(tmp_path: Path) -> None:
 
     integer = toy_integer()
     with pytest.raises(VitqError, match="2 labels"):
-        describe(None, integer, {}, analyse(integer), ["a", "b"])
+        describe(None, integer, {}, analyse(integer)[0], ["a", "b"])

@@ -78,13 +78,16 @@ def toy_artifact(
     """Write a toy artefact; ``change`` overrides metadata, ``wrong`` spoils a golden logit."""
     integer = toy_integer(**kind)
     name, target = resolve("native")
-    metadata = describe(None, integer, describe_target(name, target), analyse(integer))
+    analysis, bounds = analyse(integer)
+    metadata = describe(None, integer, describe_target(name, target), analysis)
     codes = golden_codes(integer, None)
     logits = reference_logits(SplitBoundary()(integer), codes, metadata["input"]["shape"][0])
     if wrong:
         logits = logits.copy()
         logits[0, 1] += 1
-    return export(toy_kernels(integer), target, path, {**metadata, **(change or {})}, codes, logits)
+    return export(
+        toy_kernels(integer), target, path, {**metadata, **(change or {})}, bounds, codes, logits
+    )
 
 
 def toy_quantized(dtype: str = "float32", batch: int = 2, spoil: str = "") -> tvm.IRModule:

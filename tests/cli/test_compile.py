@@ -107,7 +107,7 @@ def test_the_embedded_model_from_pictures_to_eval(cli: Cli, tmp_path: Path) -> N
     model = "tvm_vitq.demo:digits_vit"
     done = cli(
         "compile", model, "--calib", tmp_path / "calib", "-o", out, "--samples", 32,
-        "--save-quantized", saved, "--input", "uint8", "--json",
+        "--save-quantized", saved, "--input", "uint8", "--recipe", "minmax", "--json",
     )  # fmt: skip
     assert done.code == 0, done.err
     assert done.json()["equal"]

@@ -5,6 +5,7 @@ The library exports, as functions of the Relax virtual machine:
 ``main(x)``               float32 or uint8 input to float32 logits
 ``main_codes(q)``         input codes to logit codes, no float anywhere
 ``vitq_metadata()``       uint8 vector, UTF-8 JSON
+``vitq_bounds()``         uint8 vector, the rows of the range proof: JSON compressed with zlib
 ``vitq_golden_inputs()``  input codes, ``[V, ...]``
 ``vitq_golden_logits()``  what the reference interpreter makes of them, ``[V, classes]``
 
@@ -17,7 +18,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +60,16 @@ def _linker(target: tvm.target.Target) -> str:
     return found
 
 
+def _json(document: Any) -> bytes:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 def export(
     mod: tvm.IRModule,
     target: tvm.target.Target,
     output: str | Path,
     metadata: Mapping[str, Any],
+    bounds: Sequence[Mapping[str, Any]],
     golden_inputs: np.ndarray,
     golden_logits: np.ndarray,
 ) -> Path:
@@ -78,6 +85,8 @@ def export(
         The library to write, ending in ``.so``.
     metadata
         Anything that JSON can hold.
+    bounds
+        Rows of the range proof, for ``inspect``.
     golden_inputs, golden_logits
         Input codes ``[V, ...]`` and the logit codes ``[V, classes]`` that they must give.
 
@@ -86,9 +95,9 @@ def export(
     VitqError
         If no linker is found.
     """
-    text = json.dumps(dict(metadata), separators=(",", ":"), ensure_ascii=False)
     constants = {
-        "vitq_metadata": np.frombuffer(text.encode(), dtype=np.uint8),
+        "vitq_metadata": np.frombuffer(_json(dict(metadata)), dtype=np.uint8),
+        "vitq_bounds": np.frombuffer(zlib.compress(_json(list(bounds)), 9), dtype=np.uint8),
         "vitq_golden_inputs": golden_inputs,
         "vitq_golden_logits": golden_logits,
     }

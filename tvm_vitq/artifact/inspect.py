@@ -46,7 +46,6 @@ def inspect_artifact(artifact: Artifact) -> dict[str, Any]:
     except VitqError as why:
         report["float_instructions"] = None
         report["float_instructions_missing"] = str(why)
-    bounds = meta["analysis"].get("bounds") or {"columns": [], "rows": []}
-    report["bounds"] = [dict(zip(bounds["columns"], row, strict=True)) for row in bounds["rows"]]
+    analysis = {key: value for key, value in meta["analysis"].items() if key not in report}
     rest = {key: value for key, value in meta.items() if key != "analysis"}
-    return {**report, **rest, "integer": meta["analysis"].get("integer")}
+    return {**report, **rest, **analysis, "bounds": artifact.bounds}

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,11 @@ class Artifact:
     def golden(self) -> tuple[np.ndarray, np.ndarray]:
         """Stored input codes ``[V, ...]`` and the logit codes ``[V, classes]`` they must give."""
         return self._vm["vitq_golden_inputs"]().numpy(), self._vm["vitq_golden_logits"]().numpy()
+
+    @property
+    def bounds(self) -> list[dict[str, Any]]:
+        """Rows of the range proof: binding, op, quantity, lo, hi, dtype, headroom_bits."""
+        return json.loads(zlib.decompress(self._vm["vitq_bounds"]().numpy().tobytes()))
 
     def verify(self) -> dict[str, Any]:
         """Replay the golden vectors and compare the logit codes, bit for bit.

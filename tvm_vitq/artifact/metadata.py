@@ -78,7 +78,8 @@ def input_and_output(mod: tvm.IRModule) -> tuple[dict[str, Any], dict[str, Any]]
         codes["inv_scale"] = float(attrs["inv_scale"])
     else:
         codes |= {"zero_point": 0, "qmin": 0, "qmax": 255, "inv_scale": None}
-    final = next((b.value for b in reversed(_bindings(mod)) if is_vitq_call(b.value)), None)
+    last = [b.value for b in _bindings(mod) if is_vitq_call(b.value)]
+    final: Any = last[-1] if last else None
     if not is_vitq_call(final, "dequantize"):
         raise VitqError("the integer module does not end in vitq.dequantize; lower it first")
     output = {
@@ -105,8 +106,9 @@ def _count_parameters(mod: tvm.IRModule) -> int:
             args = args[1:3]  # weights and bias, not the multipliers
         elif name.startswith("vitq."):
             continue
-        for value in filter(lambda v: v is not None, map(constant_of, args)):
-            if value.ndim < 3 or (value.ndim == 3 and value.shape[0] == 1):
+        for arg in args:
+            value = constant_of(arg)
+            if value is not None and (value.ndim < 3 or value.shape[:-2] == (1,)):
                 total += int(value.size)
     return total
 
@@ -188,14 +190,16 @@ def describe(
     }
 
 
-def analyse(integer: tvm.IRModule) -> dict[str, Any]:
+def analyse(integer: tvm.IRModule) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Collect the results of the two analyses of an integer module, which both must pass.
 
     Returns
     -------
     dict
-        ``integer_only`` and ``ranges_proved`` (bool), ``integer`` (what the first check counted)
-        and ``bounds`` (the rows of the range proof, as ``columns`` and ``rows``).
+        ``integer_only`` and ``ranges_proved`` (bool), ``integer`` (what the first check counted),
+        ``claims`` (number of proved ranges) and ``least_headroom_bits`` of them all.
+    list of dict
+        The rows of the range proof.
 
     Raises
     ------
@@ -207,10 +211,11 @@ def analyse(integer: tvm.IRModule) -> dict[str, Any]:
 
     integer_report = check_integer_only(integer)
     bounds = check_ranges(integer)
-    columns = list(bounds[0]) if bounds else []
-    return {
+    analysis = {
         "integer_only": bool(integer_report["integer_only"]),
         "ranges_proved": True,
         "integer": integer_report,
-        "bounds": {"columns": columns, "rows": [[row[c] for c in columns] for row in bounds]},
+        "claims": len(bounds),
+        "least_headroom_bits": min((row["headroom_bits"] for row in bounds), default=None),
     }
+    return analysis, bounds

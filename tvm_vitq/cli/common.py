@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Annotated, Any
 
@@ -43,21 +43,31 @@ def _complain(message: str) -> None:
 class OneLineGroup(typer.core.TyperGroup):
     """A command group whose usage errors are one line on standard error, exit status 2."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run the command line; see ``typer``."""
-        if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
         try:
-            status = super().main(*args, standalone_mode=False, **extra)
+            status = super().main(
+                args, prog_name, complete_var, False, windows_expand_args, **extra
+            )
         except typer.Abort:
             status = 130
         except Exception as why:
             message = getattr(why, "format_message", None)
-            if message is None:
+            if message is None or not standalone_mode:
                 raise
             _complain(f"{message()} ('tvm-vitq --help' lists verbs and options)")
             status = 2
-        sys.exit(status if isinstance(status, int) else 0)
+        if standalone_mode:
+            sys.exit(status if isinstance(status, int) else 0)
+        return status
 
 
 @contextmanager
