@@ -10,8 +10,9 @@ add(requantize(linear(x, w, b)), r)       linear_requant_add         the residua
 requantize(matmul(a, b))                  matmul_requant             as for linear
 ========================================  =========================  ==============================
 
-Fusing changes no bit: the fused operators are defined as the composition, and the int32
-intermediate between ``requantize`` and ``add`` is proved not to saturate.
+Fusing changes no bit as long as the int32 value between ``requantize`` and ``add`` does not
+saturate. The fused operator has no such clamp: it is what the range proof looks at, what the
+reference interprets and what is built.
 """
 
 from __future__ import annotations

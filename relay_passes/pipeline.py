@@ -14,7 +14,6 @@ from schedules.apply import ApplySchedules
 from schedules.isa import ISA, isa_for
 from tvm import relax
 
-from . import dialect
 from .check_integer_only import check_integer_only, check_integer_only_tir
 from .check_ranges import check_ranges
 from .fuse_epilogues import FuseEpilogues
@@ -48,12 +47,13 @@ def lower(mod: tvm.IRModule, dump_ir: str | Path | None = None) -> tvm.IRModule:
     VitqError
         If an operator has no integer lowering, a float is left, or a range cannot be proved.
     """
-    assert dialect
     _dump(mod, dump_ir, "1_quantized")
     mod = _dump(LowerToInteger()(mod), dump_ir, "2_integer")
     mod = _dump(FuseEpilogues()(mod), dump_ir, "3_fused")
     check_integer_only(mod)
     check_ranges(mod)
+    # A caller of main_codes may pass any code of the input's dtype, not only quantized ones.
+    check_ranges(SplitBoundary()(mod))
     return mod
 
 
