@@ -8,7 +8,7 @@ Each file of this folder holds one family of rules as a table with a reason per 
 
 from __future__ import annotations
 
-from .canonicalize import Canonicalize, canonicalize
 from .check import check_canonical
+from .driver import Canonicalize, canonicalize
 
 __all__ = ["Canonicalize", "canonicalize", "check_canonical"]

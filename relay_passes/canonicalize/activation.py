@@ -80,7 +80,12 @@ def _is_last_mean(node: Node, x: Node) -> bool:
     """Whether ``node`` is the mean of x over its last axis, which is kept."""
     kept = len(node.shape) == len(x.shape)
     node = _mean_below(node)
-    return node.op == "mean" and kept and node.inputs[0] is x and node.attrs["axis"] == len(x.shape) - 1
+    return (
+        node.op == "mean"
+        and kept
+        and node.inputs[0] is x
+        and node.attrs["axis"] == len(x.shape) - 1
+    )
 
 
 def _mean_below(node: Node) -> Node:
@@ -90,7 +95,7 @@ def _mean_below(node: Node) -> Node:
 def _is_square_of(node: Node, x: Node) -> bool:
     if node.op == "multiply":
         return node.inputs[0] is x and node.inputs[1] is x
-    return node.op == "square" and node.inputs[0] is x or (
+    return (node.op == "square" and node.inputs[0] is x) or (
         node.op == "power" and node.inputs[0] is x and _const_scalar(node.inputs[1]) == 2.0
     )
 

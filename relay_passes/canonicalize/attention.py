@@ -7,11 +7,11 @@ import math
 import numpy as np
 
 from .graph import Graph, Node, Rule, layout_source
-from .layout import Chain, normal_form, trace_chain
+from .layout import trace_chain
 
 __all__ = ["FINAL_RULES", "RULES"]
 
-_LAYOUT = ("reshape", "permute", "qdq")
+_LAYOUT = ("reshape", "permute")
 
 
 def scalar_of(node: Node) -> tuple[Node, float] | None:
@@ -30,7 +30,9 @@ def _times(graph: Graph, x: Node, factor: float) -> Node:
 def _divide(graph: Graph, node: Node) -> Node | None:
     x, c = node.inputs
     if c.is_const and not x.is_const and c.dtype.startswith("float"):
-        return graph.binary("multiply", x, graph.const(1.0 / c.array.astype("float64"), c.name), node.name)
+        return graph.binary(
+            "multiply", x, graph.const(1.0 / c.array.astype("float64"), c.name), node.name
+        )
     return None
 
 
@@ -59,9 +61,8 @@ def _scale_below_product(graph: Graph, node: Node) -> Node | None:
     for i, operand in enumerate(node.inputs):
         found = scalar_of(operand)
         if found is not None:
-            operands = list(node.inputs)
-            operands[i] = found[0]
-            product = graph.matmul(*operands, transpose_b=node.attrs["transpose_b"], name=node.name)
+            a, b = (found[0] if j == i else operand for j, operand in enumerate(node.inputs))
+            product = graph.matmul(a, b, transpose_b=node.attrs["transpose_b"], name=node.name)
             return _times(graph, product, found[1])
     return None
 
@@ -85,7 +86,7 @@ def _merge_scales(graph: Graph, node: Node) -> Node | None:
 
 
 def _guard(graph: Graph, node: Node) -> Node | None:
-    """torch guards softmax rows that are all -inf; canonical masks are finite."""
+    """Torch guards softmax rows that are all -inf; canonical masks are finite."""
     condition, other, probabilities = node.inputs
     if probabilities.op != "softmax" or not other.is_const or np.any(other.array):
         return None
@@ -100,7 +101,9 @@ def _guard(graph: Graph, node: Node) -> Node | None:
 def _finite_mask(graph: Graph, node: Node) -> Node | None:
     for x, c in (node.inputs, node.inputs[::-1]):
         if c.is_const and not x.is_const and c.dtype == "float32" and np.isneginf(c.array).any():
-            return graph.binary("add", x, graph.const(np.maximum(c.array, np.float32(-100)), c.name), node.name)
+            return graph.binary(
+                "add", x, graph.const(np.maximum(c.array, np.float32(-100)), c.name), node.name
+            )
     return None
 
 
@@ -133,7 +136,10 @@ def _split_mask(graph: Graph, node: Node) -> Node | None:
 def _period(mask: np.ndarray) -> int:
     n = len(mask)
     for period in range(1, n + 1):
-        if n % period == 0 and (mask.reshape(n // period, -1) == mask[:period].reshape(1, -1)).all():
+        if (
+            n % period == 0
+            and (mask.reshape(n // period, -1) == mask[:period].reshape(1, -1)).all()
+        ):
             return period
     return n
 
@@ -174,7 +180,7 @@ def _batch_below_softmax(graph: Graph, node: Node) -> Node | None:
     if p.op != "reshape":
         return None
     probabilities = p.inputs[0]
-    if layout_source(probabilities, ("qdq",)).op != "softmax":
+    if probabilities.op != "softmax":
         return None
     if not _regroups_batch(probabilities.shape, p.shape):
         return None
@@ -190,7 +196,9 @@ RULES = (
     Rule("finite-mask", ("add",), _finite_mask, "integers have no -inf; e^-100 is 0 to float32"),
     Rule("split-mask", ("add",), _split_mask, "bias and window mask are separate"),
     Rule("merge-scales", ("multiply",), _merge_scales, "scalars multiply into one"),
-    Rule("scale-below-layout", ("reshape", "permute", "slice"), _scale_below_layout, "to the product"),
+    Rule(
+        "scale-below-layout", ("reshape", "permute", "slice"), _scale_below_layout, "to the product"
+    ),
     Rule("scale-below-product", ("matmul",), _scale_below_product, "one scale, on the logits"),
     Rule("transpose-operand", ("matmul",), _transpose_operand, "k is read as [..., M, D]"),
     Rule("batch-above-logits", ("reshape",), _batch_above_logits, "logits in the softmax's shape"),
@@ -227,7 +235,8 @@ def _exact_scale(graph: Graph, node: Node) -> Node | None:
 def _always_scaled(graph: Graph, node: Node) -> Node | None:
     if not _is_logits(node) or any(u.op == "multiply" for u in node.users):
         return None
-    copy = graph.matmul(*node.inputs, transpose_b=node.attrs["transpose_b"], name=node.name)
+    a, b = node.inputs
+    copy = graph.matmul(a, b, transpose_b=node.attrs["transpose_b"], name=node.name)
     return graph.like("multiply", copy, [copy, graph.const(np.float32(1.0))])
 
 
@@ -235,5 +244,3 @@ FINAL_RULES = (
     Rule("always-scaled", ("matmul",), _always_scaled, "logits always have their scale"),
     Rule("exact-scale", ("multiply",), _exact_scale, "d^-1/4 twice is meant as d^-1/2"),
 )
-
-_ = (Chain, normal_form)

@@ -6,14 +6,16 @@ import numpy as np
 import tvm
 
 from ..errors import VitqError
-from .from_relax import from_relax, place
+from .from_relax import from_relax
 from .graph import Graph, Node
+from .naming import place
 
-__all__ = ["SUPPORTED", "check_canonical", "check_graph", "check_weights"]
+__all__ = ["SUPPORTED", "check_canonical", "check_graph", "check_signature", "check_weights"]
 
 SUPPORTED = (
-    "linear layers, patch-embedding convolutions, attention (matmul, scale, bias, mask, softmax), layer_norm, "
-    "gelu, residual add, position embedding, mean pooling and operators that only move elements"
+    "linear layers, patch-embedding convolutions, attention (matmul, scale, bias, mask, "
+    "softmax), layer_norm, gelu, residual add, position embedding, mean pooling and operators that "
+    "only move elements"
 )
 _LAYOUT = {"reshape", "permute", "slice", "concat"}
 _FREE = {"linear", "softmax", "layer_norm", "gelu", "gelu_tanh", "qdq", "pixels", "input", "const"}
@@ -30,14 +32,20 @@ def _problem(node: Node) -> str | None:
     if op == "take":
         return None if node.inputs[1].is_const else "its indices depend on the input"
     if op == "mean":
-        return None if isinstance(node.attrs["axis"], int) else f"axes {node.attrs['axis']} are not adjacent"
+        return (
+            None
+            if isinstance(node.attrs["axis"], int)
+            else f"axes {node.attrs['axis']} are not adjacent"
+        )
     if op == "matmul":
         linear = not constants or (node.inputs[1].is_const and len(node.inputs[1].shape) == 2)
         return None if linear else "a constant operand must be the right-hand one, [K, N]"
     if op == "multiply":
         if len(constants) == 1 and constants[0].size == 1:
             return None
-        return "only a constant scale next to a linear, a LayerNorm or attention logits can be folded"
+        return (
+            "only a constant scale next to a linear, a LayerNorm or attention logits can be folded"
+        )
     if op == "add":
         shapes = [i.shape for i in node.inputs]
         if constants or shapes[0] == shapes[1]:
@@ -61,8 +69,30 @@ def check_graph(graph: Graph) -> None:
         op = {"permute": "permute_dims"}.get(node.op, node.op)
         reason = f" ({problem})" if problem else ""
         raise VitqError(
-            f"operator {op}{reason} near {place(node)} with result {list(node.shape)} is not supported; "
-            f"supported are {SUPPORTED}"
+            f"operator {op}{reason} near {place(node)} with result {list(node.shape)} is not "
+            f"supported; supported are {SUPPORTED}"
+        )
+
+
+def check_signature(graph: Graph) -> None:
+    """Raise unless the function maps float32 images [B, C, H, W] to logits [B, classes].
+
+    Raises
+    ------
+    VitqError
+        Says what the function takes and returns instead.
+    """
+    image, logits = graph.input, graph.output
+    assert image is not None
+    if image.dtype != "float32" or len(image.shape) != 4:
+        raise VitqError(
+            f"the model takes {image.dtype} {list(image.shape)}; export it with one float32 image "
+            "tensor [B, C, H, W] as input"
+        )
+    if len(logits.shape) != 2 or logits.shape[0] != image.shape[0]:
+        raise VitqError(
+            f"the model returns {list(logits.shape)}; logits [{image.shape[0]}, classes] are "
+            "supported (export the classifier, not the features)"
         )
 
 
@@ -78,12 +108,14 @@ def check_weights(graph: Graph) -> None:
         if not node.is_const or not node.dtype.startswith("float"):
             continue
         array = node.array
-        if np.isfinite(array).all() or (np.isneginf(array) | np.isfinite(array)).all() and not node.name:
+        finite = np.isfinite(array)
+        mask = not node.name and (finite | np.isneginf(array)).all()
+        if finite.all() or mask:
             continue
-        bad = int(np.size(array) - np.isfinite(array).sum())
+        where = node.name or f"near {place(node.users[0])}"
+        bad = int(array.size - finite.sum())
         raise VitqError(
-            f"weights {node.name or 'of ' + place(node.users[0])!s} hold {bad} NaN or Inf of {array.size} values; "
-            "repair the checkpoint"
+            f"weights {where} hold {bad} NaN or Inf of {array.size} values; repair the checkpoint"
         )
 
 

@@ -73,7 +73,9 @@ def fold(op: str, arrays: Sequence[np.ndarray], attrs: dict[str, Any]) -> np.nda
     if op == "take":
         return np.take(arrays[0], arrays[1], axis=attrs["axis"])
     if op == "matmul":
-        return np.matmul(arrays[0], np.swapaxes(arrays[1], -1, -2) if attrs.get("transpose_b") else arrays[1])
+        return np.matmul(
+            arrays[0], np.swapaxes(arrays[1], -1, -2) if attrs.get("transpose_b") else arrays[1]
+        )
     if op == "linear":
         return np.matmul(arrays[0], arrays[1]) + (arrays[2] if len(arrays) == 3 else 0)
     if op == "where":
@@ -98,7 +100,18 @@ def _fold_constants(graph: Graph, node: Node) -> Node | None:
     return out
 
 
-_FOLDED = (*BINARY, *UNARY, "reshape", "broadcast_to", "permute", "slice", "concat", "take", "matmul", "linear")
+_FOLDED = (
+    *BINARY,
+    *UNARY,
+    "reshape",
+    "broadcast_to",
+    "permute",
+    "slice",
+    "concat",
+    "take",
+    "matmul",
+    "linear",
+)
 RULES = (Rule("fold", _FOLDED, _fold_constants, "what depends on constants only is a constant"),)
 
 
@@ -129,7 +142,9 @@ def evaluate(
 
 def run_prim_func(func: tvm.tirx.PrimFunc, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Run a PrimFunc with one input and one output of the given shape."""
-    kernel = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target="llvm")
+    kernel = tvm.compile(
+        tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target="llvm"
+    )
     out = tvm.runtime.tensor(np.zeros(shape, x.dtype))
     kernel["main"](tvm.runtime.tensor(x), out)
     return out.numpy()

@@ -63,7 +63,18 @@ class Node:
         Where in the model the node comes from (a parameter or module path), or "".
     """
 
-    __slots__ = ("attrs", "dtype", "inputs", "name", "op", "quant", "shape", "users", "value")
+    __slots__ = (
+        "attrs",
+        "dtype",
+        "inputs",
+        "name",
+        "op",
+        "quant",
+        "shape",
+        "site",
+        "users",
+        "value",
+    )
 
     def __init__(
         self,
@@ -83,6 +94,9 @@ class Node:
         self.value = value
         self.name = name
         self.quant: tuple[np.ndarray, np.ndarray] | None = None
+        """Integer codes and scales (same shape) of a constant that arrived quantized."""
+        self.site: dict[str, Any] | None = None
+        """Quantizer (scale, zero_point, dtype) that the model brought for this value."""
         self.users: list[Node] = []
         for operand in self.inputs:
             operand.users.append(self)
@@ -131,14 +145,20 @@ class Graph:
         node.users.append(self._sink)
 
     # ------------------------------------------------------------------ constructors
-    def const(self, value: np.ndarray | float, name: str = "") -> Node:
+    def const(self, value: np.ndarray | np.generic | float, name: str = "") -> Node:
         """Make a constant node."""
-        value = np.asarray(value)
-        return Node("const", [], value.shape, str(value.dtype), value=value, name=name)
+        array = np.asarray(value)
+        return Node("const", [], array.shape, str(array.dtype), value=array, name=name)
 
     def like(self, op: str, x: Node, inputs: Sequence[Node], **attrs: Any) -> Node:
         """Make a node of ``op`` with the shape, dtype and name of ``x``."""
         return Node(op, inputs, x.shape, x.dtype, attrs, name=x.name)
+
+    @staticmethod
+    def _layout(op: str, x: Node, shape: Sequence[int], attrs: dict[str, Any]) -> Node:
+        node = Node(op, [x], shape, x.dtype, attrs, name=x.name)
+        node.site = x.site  # a quantizer per tensor holds for every layout of the tensor
+        return node
 
     def reshape(self, x: Node, shape: Sequence[int]) -> Node:
         """Reshape ``x``; returns ``x`` itself when the shape is the same."""
@@ -146,14 +166,14 @@ class Graph:
         if shape == x.shape:
             return x
         assert math.prod(shape) == x.size, (x.shape, shape)
-        return Node("reshape", [x], shape, x.dtype, name=x.name)
+        return self._layout("reshape", x, shape, {})
 
     def permute(self, x: Node, axes: Sequence[int]) -> Node:
         """Permute the axes of ``x``; returns ``x`` itself for the identity."""
         axes = tuple(int(a) % len(x.shape) for a in axes)
         if axes == tuple(range(len(axes))):
             return x
-        return Node("permute", [x], [x.shape[a] for a in axes], x.dtype, {"axes": axes}, name=x.name)
+        return self._layout("permute", x, [x.shape[a] for a in axes], {"axes": axes})
 
     def slice(self, x: Node, axis: int, begin: int, end: int) -> Node:
         """Take ``[begin, end)`` of one axis; returns ``x`` itself for the whole axis."""
@@ -162,7 +182,7 @@ class Graph:
         assert 0 <= begin < end <= x.shape[axis], (x.shape, axis, begin, end)
         shape = list(x.shape)
         shape[axis] = end - begin
-        return Node("slice", [x], shape, x.dtype, {"axis": axis, "begin": begin, "end": end}, name=x.name)
+        return self._layout("slice", x, shape, {"axis": axis, "begin": begin, "end": end})
 
     def concat(self, parts: Sequence[Node], axis: int) -> Node:
         """Concatenate along one axis; a single part is returned as it is."""
@@ -186,7 +206,9 @@ class Graph:
         n = b.shape[-2] if transpose_b else b.shape[-1]
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         attrs = {"transpose_b": transpose_b}
-        return Node("matmul", [a, b], (*batch, a.shape[-2], n), "float32", attrs, name=name or a.name)
+        return Node(
+            "matmul", [a, b], (*batch, a.shape[-2], n), "float32", attrs, name=name or a.name
+        )
 
     def binary(self, op: str, a: Node, b: Node, name: str = "") -> Node:
         """Elementwise ``op`` with NumPy broadcasting."""
@@ -213,10 +235,21 @@ class Graph:
                 order.append(node)
         return order
 
+    def prune(self) -> None:
+        """Forget users that don't reach the output."""
+        order = self.nodes()
+        for node in order:
+            node.users = []
+        for node in [*order, self._sink]:
+            for operand in node.inputs:
+                operand.users.append(node)
+
     def replace(self, old: Node, new: Node) -> None:
         """Let every user of ``old`` use ``new`` and drop what that leaves without users."""
         if not new.name:
             new.name = old.name
+        if new.site is None:
+            new.site = old.site
         for user in set(old.users):
             user.inputs = [new if operand is old else operand for operand in user.inputs]
         new.users.extend(old.users)
@@ -265,6 +298,7 @@ def apply_rules(graph: Graph, rules: Iterable[Rule], max_sweeps: int = 200) -> N
     last = ""
     for _ in range(max_sweeps):
         changed = False
+        graph.prune()
         for node in graph.nodes():
             for rule in by_op.get(node.op, ()):
                 new = rule.apply(graph, node)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .fold import fold
-from .graph import Graph, Node, Rule, layout_source
+from .graph import Graph, Node, Rule
 
 __all__ = ["RULES", "Chain", "normal_form", "trace_chain"]
 
@@ -199,7 +199,9 @@ def _slice_of_permute(graph: Graph, node: Node) -> Node | None:
     if inner.op != "permute":
         return None
     axes = inner.attrs["axes"]
-    cut = graph.slice(inner.inputs[0], axes[node.attrs["axis"]], node.attrs["begin"], node.attrs["end"])
+    cut = graph.slice(
+        inner.inputs[0], axes[node.attrs["axis"]], node.attrs["begin"], node.attrs["end"]
+    )
     return graph.permute(cut, axes)
 
 
@@ -260,9 +262,17 @@ def _adjacent_slices(graph: Graph, node: Node) -> Node | None:
             return None
         end = part.attrs["end"]
     whole = graph.slice(source, axis, first.attrs["begin"], end)
-    check = fold("concat", [np.arange(source.size).reshape(source.shape)[_index(p)].reshape(q.shape)
-                            for p, q in zip(parts, node.inputs, strict=True)], node.attrs)
-    joined = np.arange(source.size).reshape(source.shape)[_index(whole)] if whole is not source else None
+    check = fold(
+        "concat",
+        [
+            np.arange(source.size).reshape(source.shape)[_index(p)].reshape(q.shape)
+            for p, q in zip(parts, node.inputs, strict=True)
+        ],
+        node.attrs,
+    )
+    joined = (
+        np.arange(source.size).reshape(source.shape)[_index(whole)] if whole is not source else None
+    )
     joined = np.arange(source.size).reshape(source.shape) if joined is None else joined
     assert check is not None
     if np.array_equal(check.reshape(-1), joined.reshape(-1)):
@@ -279,8 +289,8 @@ def _index(cut: Node) -> tuple[slice, ...]:
 
 def _reshape_above_unary(graph: Graph, node: Node) -> Node | None:
     inner = node.inputs[0]
-    if inner.op in ("gelu", "gelu_tanh", "qdq") and inner.only_user() is node:
-        return graph.like(inner.op, node, [graph.reshape(inner.inputs[0], node.shape)], **inner.attrs)
+    if inner.op in ("gelu", "gelu_tanh") and inner.only_user() is node:
+        return graph.like(inner.op, node, [graph.reshape(inner.inputs[0], node.shape)])
     return None
 
 
@@ -294,7 +304,7 @@ RULES = (
     Rule("flat-concat", ("concat",), _flat_concat, "concat of concat is one concat"),
     Rule("join-constants", ("concat",), _join_constants, "neighbouring constants are one"),
     Rule("adjacent-slices", ("concat",), _adjacent_slices, "undo a split that nothing used"),
-    Rule("reshape-above-unary", ("reshape",), _reshape_above_unary, "elementwise ops see one shape"),
+    Rule(
+        "reshape-above-unary", ("reshape",), _reshape_above_unary, "elementwise ops see one shape"
+    ),
 )
-
-_ = layout_source

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import VitqError
-from .from_relax import module_path, place
-from .graph import Graph, Node, Rule, layout_source
+from .graph import Graph, Node, Rule
 from .layout import trace_chain
+from .naming import module_path, place
 
 __all__ = ["RULES", "scaled_weight"]
 
@@ -19,7 +19,7 @@ def _f32(array: np.ndarray) -> np.ndarray:
 
 
 def scaled_weight(graph: Graph, weight: Node, factor: np.ndarray) -> Node:
-    """Return ``weight * factor`` ([N] or scalar), in float64 and rounded once; codes stay as they are."""
+    """Return ``weight * factor`` ([N] or scalar), rounded once; integer codes keep their values."""
     out = graph.const(_f32(weight.array.astype("float64") * factor), weight.name)
     if weight.quant is not None:
         codes, scales = weight.quant
@@ -47,6 +47,10 @@ def _matmul_to_linear(graph: Graph, node: Node) -> Node | None:
     if b.quant is not None:
         weight.quant = tuple(q.reshape(stack.shape)[0] for q in b.quant)  # type: ignore[assignment]
     return graph.reshape(graph.linear(a, weight, name=module_path(b.name)), node.shape)
+
+
+def _optional(node: Node, i: int) -> Node | None:
+    return node.inputs[i] if len(node.inputs) > i else None
 
 
 def _vector(const: Node, n: int) -> np.ndarray | None:
@@ -148,7 +152,7 @@ def _scaled_input(graph: Graph, node: Node) -> Node | None:
     for inner, c in (x.inputs, x.inputs[::-1]):
         if c.is_const and c.size == 1 and not inner.is_const:
             scaled = scaled_weight(graph, weight, c.array.astype("float64").reshape(()))
-            return graph.linear(inner, scaled, *node.inputs[2:], name=node.name)
+            return graph.linear(inner, scaled, _optional(node, 2), name=node.name)
     return None
 
 
@@ -193,11 +197,13 @@ def _patch_embedding(graph: Graph, node: Node) -> Node | None:
     if list(attrs["strides"]) != [kh, kw] or any(attrs["padding"]) or attrs["groups"] != 1:
         raise VitqError(
             f"conv2d near {where} (kernel {kh}x{kw}, stride {list(attrs['strides'])}, padding "
-            f"{list(attrs['padding'])}, groups {attrs['groups']}) is not supported: only patch embeddings, "
-            "stride = kernel without padding"
+            f"{list(attrs['padding'])}, groups {attrs['groups']}) is not supported: only patch "
+            "embeddings, stride = kernel without padding"
         )
     if list(attrs["dilation"]) != [1, 1] or attrs["data_layout"] != "NCHW":
-        raise VitqError(f"conv2d near {where} with dilation or layout {attrs['data_layout']} is not supported")
+        raise VitqError(
+            f"conv2d near {where} with dilation or layout {attrs['data_layout']} is not supported"
+        )
     batch, _, height, width = x.shape
     gh, gw = height // kh, width // kw
     x = graph.slice(graph.slice(x, 2, 0, gh * kh), 3, 0, gw * kw)
@@ -212,7 +218,7 @@ def _patch_embedding(graph: Graph, node: Node) -> Node | None:
 
 # ---------------------------------------------------------------- rows
 def _with_rows(graph: Graph, linear: Node, x: Node) -> Node:
-    return graph.linear(x, *linear.inputs[1:], name=linear.name)
+    return graph.linear(x, linear.inputs[1], _optional(linear, 2), name=linear.name)
 
 
 def _rows_above(graph: Graph, node: Node) -> Node | None:
@@ -261,7 +267,12 @@ def _roll_above(graph: Graph, node: Node) -> Node | None:
 
 
 RULES = (
-    Rule("patch-embedding", ("nn.conv2d",), _patch_embedding, "stride = kernel is a matmul of patches"),
+    Rule(
+        "patch-embedding",
+        ("nn.conv2d",),
+        _patch_embedding,
+        "stride = kernel is a matmul of patches",
+    ),
     Rule("linear", ("matmul",), _matmul_to_linear, "a constant operand makes it a linear layer"),
     Rule("bias", ("add",), _bias, "the bias belongs to the linear"),
     Rule("bias-layout", ("add",), _bias_through_layout, "a convolution's bias, too"),
@@ -272,5 +283,3 @@ RULES = (
     Rule("rows-above", ("reshape", "permute", "slice"), _rows_above, "linear next to its add"),
     Rule("roll-above", ("concat",), _roll_above, "linear next to its add"),
 )
-
-_ = layout_source

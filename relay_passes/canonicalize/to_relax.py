@@ -1,4 +1,4 @@
-""":class:`~.graph.Graph` -> Relax: the canonical module, with bindings named after the model's modules."""
+""":class:`~.graph.Graph` -> Relax, with bindings named after the model's modules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _constant(node: Node) -> relax.Expr:
 
 def _weight(node: Node) -> relax.Expr:
     """Float constant [K, N], or the int8 codes it came with under a dequantize."""
-    if node.quant is None:
+    if node.quant is None or not (node.quant[1] == node.quant[1][:1]).all():
         return _constant(node)
     codes, scales = node.quant
     return relax.op.dequantize(
@@ -35,7 +35,7 @@ def _weight(node: Node) -> relax.Expr:
 
 
 def _label(node: Node) -> str:
-    """Name of the binding: the module's path and, where it is not the module's own output, a role."""
+    """Name of the binding: the module's path and, for other than its own output, a role."""
     path = node.name
     parent = path.rpartition(".")[0]
     role = {
@@ -61,7 +61,9 @@ def _emit(builder: relax.BlockBuilder, node: Node, args: list[relax.Expr]) -> re
     if op == "permute":
         return relax.op.permute_dims(args[0], list(attrs["axes"]))
     if op == "slice":
-        return relax.op.strided_slice(args[0], [attrs["axis"]], [attrs["begin"]], [attrs["end"]], [1])
+        return relax.op.strided_slice(
+            args[0], [attrs["axis"]], [attrs["begin"]], [attrs["end"]], [1]
+        )
     if op == "concat":
         return relax.op.concat(args, axis=attrs["axis"])
     if op == "take":
@@ -88,10 +90,14 @@ def _emit(builder: relax.BlockBuilder, node: Node, args: list[relax.Expr]) -> re
         scale = relax.const(np.float32(attrs["scale"]))
         zero_point = relax.const(np.array(attrs["zero_point"], attrs["dtype"]))
         codes = relax.op.quantize(args[0], scale, zero_point, axis=-1, out_dtype=attrs["dtype"])
-        return relax.op.dequantize(builder.emit(codes), scale, zero_point, axis=-1, out_dtype="float32")
+        return relax.op.dequantize(
+            builder.emit(codes), scale, zero_point, axis=-1, out_dtype="float32"
+        )
     if op == "pixels":
         zero = relax.const(np.uint8(0))
-        return relax.op.dequantize(args[0], relax.const(np.float32(1)), zero, axis=-1, out_dtype="float32")
+        return relax.op.dequantize(
+            args[0], relax.const(np.float32(1)), zero, axis=-1, out_dtype="float32"
+        )
     simple = {
         "add": relax.op.add,
         "multiply": relax.op.multiply,

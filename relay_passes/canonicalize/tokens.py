@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from .graph import Graph, Node, Rule
 
 __all__ = ["RULES"]

@@ -16,18 +16,19 @@ import numpy as np
 import tvm
 
 from ..errors import VitqError
-from .canonicalize import simplify
 from .check import check_graph
+from .driver import simplify
 from .fold import fold
-from .from_relax import from_relax, place
+from .from_relax import from_relax
 from .graph import Graph, Node
+from .naming import place
 from .to_relax import to_relax
 
 __all__ = ["fold_uint8_input"]
 
 
 def _channel_of_inputs(source: Node, target: Node) -> np.ndarray | None:
-    """Channel index of every feature of ``target``, a layout of ``source`` [B, C, H, W]; or None."""
+    """Channel of every feature of ``target``, a layout of ``source`` [B, C, H, W]; or None."""
     batch, channels, height, width = source.shape
     index = np.arange(channels).reshape(1, channels, 1, 1)
     values = {id(source): np.broadcast_to(index, (batch, channels, height, width))}
@@ -56,13 +57,15 @@ def _first_linears(graph: Graph, node: Node) -> list[Node]:
             found.extend(_first_linears(graph, user))
         else:
             raise VitqError(
-                f"input='uint8' cannot fold the normalisation: the pixels reach {user.op} near {place(user)} "
-                "before the first linear layer; use input='float32'"
+                f"input='uint8' cannot fold the normalisation: the pixels reach {user.op} near "
+                f"{place(user)} before the first linear layer; use input='float32'"
             )
     return found
 
 
-def fold_uint8_input(mod: tvm.IRModule, mean: Sequence[float], std: Sequence[float]) -> tvm.IRModule:
+def fold_uint8_input(
+    mod: tvm.IRModule, mean: Sequence[float], std: Sequence[float]
+) -> tvm.IRModule:
     """Make a canonical module take ``uint8 [B, H, W, C]`` pixels.
 
     Parameters
@@ -95,11 +98,14 @@ def fold_uint8_input(mod: tvm.IRModule, mean: Sequence[float], std: Sequence[flo
         channel = _channel_of_inputs(old, linear.inputs[0])
         if channel is None:
             raise VitqError(
-                f"input='uint8' cannot fold the normalisation into {place(linear)}; use input='float32'"
+                f"input='uint8' cannot fold the normalisation into {place(linear)}; "
+                "use input='float32'"
             )
         weight = linear.inputs[1].array.astype("float64")
         bias = linear.inputs[2].array.astype("float64") if len(linear.inputs) == 3 else 0.0
-        scaled = graph.const((weight * gain[channel][:, None]).astype("float32"), linear.inputs[1].name)
+        scaled = graph.const(
+            (weight * gain[channel][:, None]).astype("float32"), linear.inputs[1].name
+        )
         shifted = graph.const((bias + offset[channel] @ weight).astype("float32"))
         graph.replace(linear, graph.linear(linear.inputs[0], scaled, shifted, name=linear.name))
     pixels = Node("input", [], (batch, height, width, channels), "uint8")

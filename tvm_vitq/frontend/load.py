@@ -41,7 +41,7 @@ def load_model(
     ----------
     source : str, Path or torch.nn.Module
         timm model name; factory ``package.module:function`` (with keyword arguments
-        ``package.module:function?{"depth": 2}``); path of a ``.pt2`` or ``.onnx`` file; or a module.
+        ``package.module:function?{"depth": 2}``); path of a ``.pt2`` or ``.onnx`` file; a module.
     checkpoint : str or Path, optional
         ``.safetensors`` or torch state dict for a timm name, a factory or a module. Nothing is ever
         downloaded: without a checkpoint the weights are those that the source makes.
@@ -57,19 +57,19 @@ def load_model(
     name : str, optional
         Name of the model in reports.
     **preprocess
-        ``input_size``, ``crop_pct``, ``resize``, ``crop_mode``, ``interpolation``, ``mean``, ``std``
-        replace what the model's own configuration says; files declare none.
+        ``input_size``, ``crop_pct``, ``resize``, ``crop_mode``, ``interpolation``, ``mean`` and
+        ``std`` replace what the model's own configuration says; files declare none.
 
     Returns
     -------
     tvm.IRModule
-        Canonical module with attribute ``vitq.model`` (JSON: name, source, batch, input, preprocess,
-        num_classes, labels, factory).
+        Canonical module with attribute ``vitq.model`` (JSON: name, source, batch, input,
+        preprocess, num_classes, labels, factory).
 
     Raises
     ------
     VitqError
-        If the source cannot be read or is not supported; one line that says what and how to mend it.
+        If the source cannot be read or is not supported; one line says what and how to mend it.
     """
     if input not in ("float32", "uint8"):
         raise VitqError(f"input must be 'float32' or 'uint8', not {input!r}")
@@ -87,6 +87,12 @@ def load_model(
         if spec is None:
             raise VitqError("input='uint8' needs the model's normalisation: give mean and std")
         canonical = fold_uint8_input(canonical, spec["mean"], spec["std"])
+    classes = _shape(canonical["main"].body.body)[-1]
+    names = list(labels) if labels is not None else imported.labels
+    if names is not None and len(names) != classes:
+        if labels is not None:
+            raise VitqError(f"{len(names)} labels for a model with {classes} classes")
+        names = None
     info = {
         "name": name or imported.name,
         "source": imported.factory.get("source"),
@@ -97,14 +103,10 @@ def load_model(
             "shape": list(_shape(canonical["main"].params[0])),
         },
         "preprocess": spec,
-        "num_classes": _shape(canonical["main"].body.body)[-1],
-        "labels": list(labels) if labels is not None else imported.labels,
+        "num_classes": classes,
+        "labels": names,
         "factory": imported.factory,
     }
-    if info["labels"] is not None and len(info["labels"]) != info["num_classes"]:
-        if labels is not None:
-            raise VitqError(f"{len(labels)} labels for a model with {info['num_classes']} classes")
-        info["labels"] = None
     return canonical.with_attr("vitq.model", json.dumps(info))
 
 
@@ -122,7 +124,9 @@ def _import(
         if not path.is_file():
             raise VitqError(f"no such file: {path}")
         if checkpoint is not None or arguments:
-            raise VitqError(f"{path} carries its own weights; a checkpoint or arguments don't go with it")
+            raise VitqError(
+                f"{path} carries its own weights; a checkpoint or arguments don't go with it"
+            )
         if suffix == ".onnx":
             from .onnx_file import load_onnx
 
@@ -134,7 +138,9 @@ def _import(
 
     model = build_model(text, arguments) if text else source
     if not hasattr(model, "state_dict"):
-        raise VitqError(f"a model is a name, a file or a torch.nn.Module, not {type(source).__name__}")
+        raise VitqError(
+            f"a model is a name, a file or a torch.nn.Module, not {type(source).__name__}"
+        )
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     label = text or type(model).__name__
@@ -154,14 +160,16 @@ def _shape(var: Any) -> tuple[int, ...]:
     return tuple(int(d) for d in var.ty.shape)
 
 
-def _preprocess(imported: Imported, flags: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any] | None:
+def _preprocess(
+    imported: Imported, flags: dict[str, Any], shape: tuple[int, ...]
+) -> dict[str, Any] | None:
     """Merge the model's preprocessing with the flags; None where nothing is known of it."""
     spec = {**imported.preprocess, **flags}
     if not spec:
         return None
     given = spec.get("input_size")
-    if given is not None and [int(v) for v in given] != list(shape[1:]):
-        if "input_size" in flags:
-            raise VitqError(f"input_size {list(given)} is not the model's {list(shape[1:])}")
+    differs = given is not None and [int(v) for v in given] != list(shape[1:])
+    if differs and "input_size" in flags:
+        raise VitqError(f"input_size {flags['input_size']} is not the model's {list(shape[1:])}")
     spec["input_size"] = list(shape[1:])
     return check_preprocess(spec)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tvm
 
-from relay_passes.canonicalize.from_relax import digest
+from relay_passes.canonicalize.naming import digest
 from relay_passes.errors import VitqError
 
 from .onnx_shapes import with_static_shapes
@@ -51,7 +51,8 @@ def load_onnx(path: Path, batch: int | None) -> Imported:
     inputs = [i for i in model.graph.input if i.name not in initializers]
     if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
         raise VitqError(
-            f"{path} has inputs {[i.name for i in inputs]}; one image tensor [B, C, H, W] is supported"
+            f"{path} has inputs {[i.name for i in inputs]}; one image tensor [B, C, H, W] is "
+            "supported"
         )
     dims = [
         d.dim_value if d.HasField("dim_value") else (d.dim_param or "?")
@@ -85,9 +86,13 @@ def _read(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(str(path))
     except FileNotFoundError as error:
-        raise VitqError(f"{path} keeps its weights in a file that is not there: {one_line(error)}") from error
+        raise VitqError(
+            f"{path} keeps its weights in a file that is not there: {one_line(error)}"
+        ) from error
     except Exception as error:  # protobuf and onnx errors
-        raise VitqError(f"{path} cannot be read as ONNX (truncated or foreign): {one_line(error)}") from error
+        raise VitqError(
+            f"{path} cannot be read as ONNX (truncated or foreign): {one_line(error)}"
+        ) from error
     if not model.graph.node or not model.opset_import:
         raise VitqError(f"{path} is not an ONNX model, or is truncated: it holds no operators")
     return model
@@ -112,8 +117,8 @@ def _check_operators(model: onnx.ModelProto, path: Path) -> None:
             continue
         where = _scope(node) or node.name or (node.output[0] if node.output else "?")
         raise VitqError(
-            f"operator {node.op_type} in {where} of {path.name} is not supported; quantized models must use "
-            "QuantizeLinear/DequantizeLinear pairs around float operators (QDQ format)"
+            f"operator {node.op_type} in {where} of {path.name} is not supported; quantized models "
+            "must use QuantizeLinear/DequantizeLinear pairs around float operators (QDQ format)"
         )
 
 
@@ -126,14 +131,13 @@ def _scope(node: onnx.NodeProto) -> str:
             except (ValueError, SyntaxError):
                 return ""
             return scopes[-2] if len(scopes) > 1 else ""
-    parts = [p for p in node.name.split("/") if p][:-1]
-    path = ""
-    for part in parts:
-        last = path.rpartition(".")[2]
-        path = part if part.startswith(f"{path}.") or part.startswith(f"{last}.") and not path.count(".") else (
-            f"{path.rpartition('.')[0]}.{part}".strip(".") if last and part.startswith(f"{last}.") else f"{path}.{part}"
-        ).strip(".")
-    return path
+    path: list[str] = []
+    for part in [p for p in node.name.split("/") if p][:-1]:
+        if path and part.startswith(f"{path[-1]}."):  # /blocks/blocks.0/attn is blocks.0.attn
+            path[-1] = part
+        else:
+            path.append(part)
+    return ".".join(path)
 
 
 def _constant_names(model: onnx.ModelProto) -> dict[bytes, str]:
@@ -146,9 +150,9 @@ def _constant_names(model: onnx.ModelProto) -> dict[bytes, str]:
             users.setdefault(operand, node)
     names: dict[bytes, str] = {}
     for tensor in model.graph.initializer:
-        name = tensor.name
+        name = tensor.name.removesuffix("_quantized")
         if "." not in name or name.startswith("onnx::"):
-            name = _scope(users[name]) if name in users else ""
+            name = _scope(users[tensor.name]) if tensor.name in users else ""
         if name:
             array = numpy_helper.to_array(tensor)
             if array.size > 1:

@@ -37,7 +37,9 @@ def with_static_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = out.graph
     light = _without_weights(out)
     small = {
-        i.name: numpy_helper.to_array(i) for i in graph.initializer if np.prod(i.dims, dtype=int) <= _LARGEST
+        i.name: numpy_helper.to_array(i)
+        for i in graph.initializer
+        if np.prod(i.dims, dtype=int) <= _LARGEST
     }
     for _ in range(_MAX_ROUNDS):
         folded = _fold_once(light, small)
@@ -113,12 +115,18 @@ def _evaluate(
         dims = shapes[node.input[0]]
         return [np.array(dims[bounds.get("start", 0) : bounds.get("end", len(dims))], "int64")]
     operands = [i for i in node.input if i]
-    if any(i not in known for i in operands) or node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+    if any(i not in known for i in operands) or node.op_type in (
+        "DequantizeLinear",
+        "QuantizeLinear",
+    ):
         return None
     graph = helper.make_graph(
         [node],
         "constant",
-        [helper.make_tensor_value_info(i, helper.np_dtype_to_tensor_dtype(known[i].dtype), None) for i in operands],
+        [
+            helper.make_tensor_value_info(i, helper.np_dtype_to_tensor_dtype(known[i].dtype), None)
+            for i in operands
+        ],
         [helper.make_empty_tensor_value_info(o) for o in node.output],
     )
     single = helper.make_model(graph, opset_imports=model.opset_import)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import sys
@@ -9,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from relay_passes.errors import VitqError
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["build_model", "import_module", "load_checkpoint"]
-
-_SUPPORTED = "timm VisionTransformer and SwinTransformer families"
 
 
 def build_model(source: str, arguments: Mapping[str, Any] | None = None) -> torch.nn.Module:
@@ -47,7 +44,9 @@ def build_model(source: str, arguments: Mapping[str, Any] | None = None) -> torc
         try:
             keywords = {**json.loads(query), **keywords}
         except (ValueError, TypeError) as error:
-            raise VitqError(f"model arguments {query!r} are not a JSON object: {one_line(error)}") from error
+            raise VitqError(
+                f"model arguments {query!r} are not a JSON object: {one_line(error)}"
+            ) from error
     if ":" in source:
         return _from_factory(source, keywords)
     return _from_timm(source, keywords)
@@ -75,7 +74,9 @@ def _from_factory(source: str, keywords: dict[str, Any]) -> torch.nn.Module:
     except Exception as error:  # the user's code
         raise VitqError(f"factory {source}({keywords or ''}) failed: {one_line(error)}") from error
     if not isinstance(model, torch.nn.Module):
-        raise VitqError(f"factory {source} returned {type(model).__name__}; a torch.nn.Module is needed")
+        raise VitqError(
+            f"factory {source} returned {type(model).__name__}; a torch.nn.Module is needed"
+        )
     return model
 
 
@@ -88,7 +89,8 @@ def _from_timm(name: str, keywords: dict[str, Any]) -> torch.nn.Module:
         close = ", ".join(timm.list_models(f"*{base.split('_patch')[0]}*")[:3])
         hint = f"; did you mean {close}?" if close else ""
         raise VitqError(
-            f"unknown model {name!r}: neither a timm model, a .pt2 or .onnx file, nor package.module:function{hint}"
+            f"unknown model {name!r}: neither a timm model, a .pt2 or .onnx file, nor "
+            f"package.module:function{hint}"
         )
     try:
         return timm.create_model(name, pretrained=False, **keywords)
@@ -118,7 +120,9 @@ def load_checkpoint(model: torch.nn.Module, path: str | Path) -> None:
     own = model.state_dict()
     state = _strip_prefix(state, own)
     # Buffers that the model recomputes (Swin's masks and indices) may be in older checkpoints.
-    recomputed = {k for k in state if k not in own and k.endswith(("relative_position_index", "attn_mask"))}
+    recomputed = {
+        k for k in state if k not in own and k.endswith(("relative_position_index", "attn_mask"))
+    }
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own and k not in recomputed]
     shaped = [k for k in own if k in state and tuple(own[k].shape) != tuple(state[k].shape)]
@@ -138,7 +142,9 @@ def load_checkpoint(model: torch.nn.Module, path: str | Path) -> None:
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             bad = int((~torch.isfinite(value)).sum())
-            raise VitqError(f"checkpoint {path}: {key} holds {bad} NaN or Inf of {value.numel()} values")
+            raise VitqError(
+                f"checkpoint {path}: {key} holds {bad} NaN or Inf of {value.numel()} values"
+            )
     model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=True)
 
 
@@ -163,12 +169,18 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()) or not state:
+    if (
+        not isinstance(state, dict)
+        or not all(torch.is_tensor(v) for v in state.values())
+        or not state
+    ):
         raise VitqError(f"checkpoint {path} holds no state dict of tensors")
     return state
 
 
-def _strip_prefix(state: dict[str, torch.Tensor], own: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _strip_prefix(
+    state: dict[str, torch.Tensor], own: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
     for prefix in ("module.", "model.", "backbone."):
         if all(k.startswith(prefix) for k in state) and not any(k.startswith(prefix) for k in own):
             return {k[len(prefix) :]: v for k, v in state.items()}
@@ -177,7 +189,7 @@ def _strip_prefix(state: dict[str, torch.Tensor], own: Mapping[str, Any]) -> dic
 
 @contextmanager
 def _for_tracing(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, and attention as matmul and softmax: a smaller trace, the same canonical form."""
+    """Evaluation mode; attention as matmul and softmax: a smaller trace, the same result."""
     fused = [m for m in model.modules() if getattr(m, "fused_attn", False) is True]
     training = model.training
     for module in fused:
@@ -210,11 +222,17 @@ def import_module(
     input_size : list of int, optional
         ``[C, H, W]``, if the model does not say.
     """
+    import torch
+
     preprocess, labels = data_config(model)
     size = input_size or preprocess.get("input_size") or image_size(model)
     if size is None:
-        raise VitqError(f"{name} does not say its image size; give it with input_size (--input-size C,H,W)")
+        raise VitqError(
+            f"{name} does not say its image size; give it with input_size (--input-size C,H,W)"
+        )
     _check_finite(model, name)
+    if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()):
+        model = copy.deepcopy(model).float()
     with _for_tracing(model):
         program = export_module(model, (batch, *(int(v) for v in size)), name)
         mod, names = import_program(program, name)
@@ -227,7 +245,9 @@ def _check_finite(model: torch.nn.Module, name: str) -> None:
     for key, value in model.named_parameters():
         if not bool(torch.isfinite(value).all()):
             bad = int((~torch.isfinite(value)).sum())
-            raise VitqError(f"{name}: weights {key} hold {bad} NaN or Inf of {value.numel()} values")
+            raise VitqError(
+                f"{name}: weights {key} hold {bad} NaN or Inf of {value.numel()} values"
+            )
 
 
 def image_size(model: torch.nn.Module) -> list[int] | None:
@@ -261,6 +281,3 @@ def data_config(model: torch.nn.Module) -> tuple[dict[str, Any], list[str] | Non
     }
     labels = config.get("label_names")
     return spec, [str(v) for v in labels] if labels else None
-
-
-_ = (np, _SUPPORTED)

@@ -26,7 +26,9 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def export_module(model: torch.nn.Module, shape: tuple[int, ...], what: str) -> torch.export.ExportedProgram:
+def export_module(
+    model: torch.nn.Module, shape: tuple[int, ...], what: str
+) -> torch.export.ExportedProgram:
     """Trace a module with ``torch.export`` for one static input shape.
 
     Raises
@@ -42,7 +44,8 @@ def export_module(model: torch.nn.Module, shape: tuple[int, ...], what: str) -> 
             return torch.export.export(model, (torch.zeros(shape, device=device),))
     except Exception as error:  # torch.export raises whatever the model's code raises
         raise VitqError(
-            f"{what} cannot be traced by torch.export for an input of {list(shape)}: {one_line(error)}"
+            f"{what} cannot be traced by torch.export for an input of {list(shape)}: "
+            f"{one_line(error)}"
         ) from error
 
 
@@ -51,8 +54,8 @@ def _same_size(node: Any, importer: Any) -> Any:
     x = importer.env[node.args[0]]
     if list(node.meta["val"].shape) != [int(d) for d in x.ty.shape]:
         raise VitqError(
-            f"operator {node.target.__name__} resizes a tensor inside the model; build the model with the "
-            "img_size that it will be used with"
+            f"operator {node.target.__name__} resizes a tensor inside the model; build the model "
+            "with the img_size that it will be used with"
         )
     return x
 
@@ -64,7 +67,9 @@ _CONVERTERS = {
 }
 
 
-def import_program(program: torch.export.ExportedProgram, what: str) -> tuple[tvm.IRModule, dict[str, str]]:
+def import_program(
+    program: torch.export.ExportedProgram, what: str
+) -> tuple[tvm.IRModule, dict[str, str]]:
     """Convert an exported program to Relax.
 
     Returns
@@ -93,9 +98,15 @@ def import_program(program: torch.export.ExportedProgram, what: str) -> tuple[tv
     except VitqError:
         raise
     except Exception as error:
-        missing = re.findall(r"'([\w.]+)'", str(error)) if "Unsupported function types" in str(error) else []
+        missing = (
+            re.findall(r"'([\w.]+)'", str(error))
+            if "Unsupported function types" in str(error)
+            else []
+        )
         if missing:
-            raise VitqError(f"{_unsupported(program, missing)}; see the README for supported models") from error
+            raise VitqError(
+                f"{_unsupported(program, missing)}; see the README for supported models"
+            ) from error
         raise VitqError(f"{what} cannot be imported: {one_line(error)}") from error
 
 
@@ -103,7 +114,9 @@ def _unsupported(program: torch.export.ExportedProgram, missing: list[str]) -> s
     for node in program.graph.nodes:
         if node.op == "call_function" and getattr(node.target, "__name__", "") in missing:
             stack = node.meta.get("nn_module_stack") or {}
-            where = next((path for path, _ in reversed(stack.values()) if path), "the model's top level")
+            where = next(
+                (path for path, _ in reversed(stack.values()) if path), "the model's top level"
+            )
             return f"operator {node.target.__name__} in {where} is not supported"
     return f"operators {', '.join(missing)} are not supported"
 
@@ -126,7 +139,9 @@ def load_pt2(path: Path, batch: int | None) -> Imported:
     import torch
 
     if not zipfile.is_zipfile(path):
-        raise VitqError(f"{path} is not a .pt2 file (or is truncated); write it with torch.export.save")
+        raise VitqError(
+            f"{path} is not a .pt2 file (or is truncated); write it with torch.export.save"
+        )
     try:
         program = torch.export.load(path)
     except Exception as error:  # anything from zip, json, pickle and torch
@@ -139,7 +154,9 @@ def load_pt2(path: Path, batch: int | None) -> Imported:
     tensors = [placeholders[i].meta["val"] for i in inputs if i in placeholders]
     if len(tensors) != 1 or len(getattr(tensors[0], "shape", ())) != 4:
         shapes = [list(getattr(t, "shape", ())) for t in tensors]
-        raise VitqError(f"{path} takes inputs of shapes {shapes}; one image tensor [B, C, H, W] is supported")
+        raise VitqError(
+            f"{path} takes inputs of shapes {shapes}; one image tensor [B, C, H, W] is supported"
+        )
     shape = fixed_shape(list(tensors[0].shape), batch, str(path))
     if any(not isinstance(d, int) for d in tensors[0].shape):
         program = export_module(program.module(), shape, str(path))
@@ -158,12 +175,14 @@ def fixed_shape(dims: list[Any], batch: int | None, what: str) -> tuple[int, ...
     """
     for axis, name in ((1, "channels"), (2, "height"), (3, "width")):
         if not isinstance(dims[axis], int) or dims[axis] <= 0:
-            raise VitqError(f"{what} has a dynamic {name} {dims[axis]!s}; export it with a static image size")
+            raise VitqError(
+                f"{what} has a dynamic {name} {dims[axis]!s}; export it with a static image size"
+            )
     if isinstance(dims[0], int) and dims[0] > 0:
         if batch not in (None, dims[0]):
             raise VitqError(
-                f"{what} was exported for batch {dims[0]}, not {batch}; export it again for batch {batch} "
-                "or with a dynamic batch"
+                f"{what} was exported for batch {dims[0]}, not {batch}; export it again for batch "
+                f"{batch} or with a dynamic batch"
             )
         return tuple(int(d) for d in dims)
     return (batch or 1, *(int(d) for d in dims[1:]))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tvm
 
-from . import activation, attention, fold, layout, linear, tokens
-from .check import check_graph, check_weights
+from . import activation, attention, fold, layout, linear, quantized, tokens
+from .check import check_graph, check_signature, check_weights
 from .from_relax import from_relax
 from .graph import Graph, Node, Rule, apply_rules
+from .naming import digest
 from .to_relax import to_relax
 
 __all__ = ["RULES", "Canonicalize", "canonicalize", "simplify"]
@@ -27,7 +27,7 @@ RULES: tuple[Rule, ...] = (
 
 def _key(node: Node, number: dict[int, int]) -> tuple[Any, ...]:
     if node.is_const:
-        return ("const", node.array.dtype.str, node.shape, node.array.tobytes(), node.quant is None)
+        return ("const", digest(node.array), node.quant is None)
     attrs = tuple(sorted((k, repr(v)) for k, v in node.attrs.items()))
     return (node.op, node.shape, attrs, tuple(number[id(i)] for i in node.inputs))
 
@@ -58,11 +58,13 @@ def order_operands(graph: Graph) -> None:
 
 def simplify(graph: Graph) -> None:
     """Rewrite a graph into the canonical form (without checking that it got there)."""
+    quantized.lift(graph)
     apply_rules(graph, RULES)
     merge_equal(graph)
     apply_rules(graph, RULES)
     apply_rules(graph, (*RULES, *attention.FINAL_RULES))
     order_operands(graph)
+    quantized.place_pairs(graph)
 
 
 def canonicalize(
@@ -79,7 +81,7 @@ def canonicalize(
     names : dict, optional
         Function argument -> parameter name of the model, for names of bindings and errors.
     constants : dict, optional
-        :func:`~.from_relax.digest` of an inline constant -> parameter name.
+        :func:`~.naming.digest` of an inline constant -> parameter name.
 
     Returns
     -------
@@ -92,6 +94,7 @@ def canonicalize(
         For an unsupported operator (with its place), bad weights or dynamic shapes.
     """
     graph = from_relax(mod, names, constants)
+    check_signature(graph)
     check_weights(graph)
     simplify(graph)
     check_graph(graph)
@@ -108,6 +111,3 @@ class Canonicalize:
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Apply the pass."""
         return canonicalize(mod)
-
-
-_ = np
