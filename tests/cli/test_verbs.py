@@ -42,9 +42,9 @@ def test_inspect(cli: Cli, toy: Path) -> None:
     assert report["integer_only"] is True and report["ranges_proved"] is True
     assert report["float_instructions"] == 0
     assert report["size_bytes"] == toy.stat().st_size
-    shown = cli("inspect", toy, "--layers")
+    shown = cli("inspect", toy, "--layers", "--ranges")
     assert shown.code == 0
-    for word in ("vitq.linear", "boundary", "Proofs", "Tightest"):
+    for word in ("vitq.linear", "boundary", "Proofs", "Proved ranges"):
         assert word in shown.out
 
 

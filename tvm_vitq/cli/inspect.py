@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,9 @@ __all__ = ["command"]
 def command(
     artifact: Annotated[Path, typer.Argument(help="The artefact.", show_default=False)],
     layers: Annotated[bool, typer.Option("--layers", help="Show every layer's codes.")] = False,
+    ranges: Annotated[
+        bool, typer.Option("--ranges", help="Show what was proved of every quantity.")
+    ] = False,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -25,31 +29,18 @@ def command(
         import tvm_vitq
 
         report = tvm_vitq.load(artifact).inspect()
-    emit(report, json, lambda console: _show(console, report, layers))
+    emit(report, json, lambda console: _show(console, report, layers, ranges))
 
 
-def _show(console: Console, report: dict[str, Any], layers: bool) -> None:
+def _show(console: Console, report: dict[str, Any], layers: bool, ranges: bool) -> None:
     console.print(_facts(report))
     console.print(_proofs(report))
     operators = Table("operator", "count", title="Operators", title_justify="left")
     for name, count in report["operators"].items():
         operators.add_row(name, str(count))
     console.print(operators)
-    tight = sorted(report["bounds"], key=lambda r: r["headroom_bits"])[:5]
-    if tight:
-        table = Table(title="Tightest proved ranges", title_justify="left")
-        for heading in ("where", "operator", "quantity", "range", "dtype", "headroom"):
-            table.add_column(heading)
-        for row in tight:
-            table.add_row(
-                row["binding"],
-                row["op"],
-                row["quantity"],
-                f"{row['lo']} ... {row['hi']}",
-                row["dtype"],
-                f"{row['headroom_bits']} bits",
-            )
-        console.print(table)
+    if ranges:
+        console.print(_ranges(report["bounds"]))
     if layers and report.get("layers"):
         table = Table(title="Layers", title_justify="left")
         for heading in ("name", "from", "shape", "codes", "scale", "zero point"):
@@ -84,10 +75,8 @@ def _facts(report: dict[str, Any]) -> Table:
         ("input boundary", boundary),
         ("output boundary", f"{out['dtype']} {out['shape']} times {out['scale']:.6g} to float32"),
         ("target", f"{target['name']} ({target['mcpu']})"),
-        (
-            "recipe",
-            ", ".join(f"{k} {v}" for k, v in recipe.items() if not isinstance(v, dict | list)),
-        ),
+        ("recipe", ", ".join(f"{k} {v}" for k, v in (recipe.get("recipe") or {}).items())),
+        ("16-bit sites", ", ".join(recipe.get("a16") or []) or "none beyond residuals and scores"),
         ("versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
         ("size", size),
         ("golden vectors", str(report["golden_vectors"])),
@@ -96,11 +85,38 @@ def _facts(report: dict[str, Any]) -> Table:
     return table
 
 
+def _ranges(bounds: list[dict[str, Any]]) -> Table:
+    """Lay out the widest proved range of every quantity of every operator."""
+    widest: dict[tuple[str, str], dict[str, Any]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for row in bounds:
+        key = (row["op"], row["quantity"])
+        counts[key] += 1
+        if row["headroom_bits"] < widest.get(key, {"headroom_bits": 1e9})["headroom_bits"]:
+            widest[key] = row
+    table = Table(title="Proved ranges, the widest of each kind", title_justify="left")
+    for heading in ("operator", "quantity", "proofs", "range", "fits", "headroom"):
+        table.add_column(heading, justify="right" if heading in ("proofs", "headroom") else "left")
+    for (operator, quantity), row in sorted(widest.items()):
+        table.add_row(
+            operator,
+            quantity,
+            str(counts[operator, quantity]),
+            f"{row['lo']} ... {row['hi']}",
+            row["dtype"],
+            f"{row['headroom_bits']} bits",
+        )
+    return table
+
+
 def _proofs(report: dict[str, Any]) -> Table:
     table = Table("proof", "result", title="Proofs", title_justify="left")
     found = report["float_instructions"]
     table.add_row("integer only in the IR", "yes" if report["integer_only"] else "NO")
-    table.add_row("no overflow possible", "yes" if report["ranges_proved"] else "NO")
+    table.add_row(
+        "no overflow possible",
+        f"yes, {report['claims']} ranges" if report["ranges_proved"] else "NO",
+    )
     table.add_row(
         "floating-point instructions outside the boundary",
         str(found) if found is not None else f"unknown: {report['float_instructions_missing']}",
