@@ -8,8 +8,7 @@ from tvm_vitq.calibration.statistics import ChannelStatistics
 
 __all__ = ["mse_range", "rounding_error"]
 
-SHRINK = tuple(1.0 - 0.05 * i for i in range(16))
-VALUES = 1 << 17
+SHRINK = tuple(1.0 - 0.06 * i for i in range(12))
 
 
 def rounding_error(
@@ -25,7 +24,7 @@ def rounding_error(
     codes = (values / step).add_(0.5).floor_()
     low = round(lo / step)
     codes.clamp_(low, low + levels)
-    return float((codes.mul_(step) - values).square_().mean())
+    return float((codes.mul_(step).sub_(values)).square_().mean())
 
 
 def mse_range(statistics: ChannelStatistics, levels: int, symmetric: bool) -> tuple[float, float]:
@@ -39,11 +38,8 @@ def mse_range(statistics: ChannelStatistics, levels: int, symmetric: bool) -> tu
     symmetric : bool
         Whether the codes are symmetric about zero.
     """
-    values = statistics.sample.reshape(-1)
-    if len(values) > VALUES:
-        values = values[:: len(values) // VALUES + 1]
+    values = statistics.values
     lo, hi = statistics.bounds
-    values = torch.cat([values, torch.tensor([lo, hi])])
 
     def best(candidates: list[tuple[float, float]]) -> tuple[float, float]:
         errors = [rounding_error(values, pair, levels, symmetric) for pair in candidates]
@@ -52,5 +48,5 @@ def mse_range(statistics: ChannelStatistics, levels: int, symmetric: bool) -> tu
     lo, hi = best([(lo * f, hi * f) for f in SHRINK])
     if symmetric:
         return lo, hi
-    lo, hi = best([(lo * f, hi) for f in SHRINK])
-    return best([(lo, hi * f) for f in SHRINK])
+    lo, hi = best([(lo * f, hi) for f in SHRINK[:6]])
+    return best([(lo, hi * f) for f in SHRINK[:6]])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
-from tvm_vitq.calibration.minmax import minmax_range
 from tvm_vitq.calibration.mse import rounding_error
 from tvm_vitq.calibration.statistics import ChannelStatistics
 
@@ -26,13 +23,10 @@ def percentile_range(
     symmetric : bool
         Whether the codes are symmetric about zero.
     """
-    values = statistics.sample.reshape(-1).sort().values
+    values = statistics.values.sort().values
     candidates = []
     for fraction in FRACTIONS:
         cut = int((1.0 - fraction) * len(values))
         candidates.append((float(values[cut]), float(values[len(values) - 1 - cut])))
-    lo, hi = minmax_range(statistics, levels, symmetric)
-    ends = torch.tensor([lo, hi])
-    values = torch.cat([values, ends])
     errors = [rounding_error(values, pair, levels, symmetric) for pair in candidates]
     return candidates[errors.index(min(errors))]

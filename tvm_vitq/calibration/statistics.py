@@ -7,7 +7,9 @@ to be measured again after one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -15,6 +17,9 @@ __all__ = ["ChannelStatistics", "Recorder"]
 
 ROWS = 4096
 """Rows of the sample, at most."""
+
+VALUES = 1 << 16
+"""Values that a range is searched on, at most."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,25 @@ class ChannelStatistics:
             (self.sample - shift) * factor,
         )
 
+    def reordered(self, order: torch.Tensor) -> ChannelStatistics:
+        """Return the statistics with channels in another order."""
+        columns = self.sample[:, order]
+        return ChannelStatistics(self.lo[order], self.hi[order], self.mean[order], columns)
+
     def widened(self, lo: float, hi: float) -> ChannelStatistics:
         """Return the statistics with every channel's extremes widened to hold [lo, hi]."""
         return replace(self, lo=self.lo.clamp_max(lo), hi=self.hi.clamp_min(hi))
+
+    @cached_property
+    def values(self) -> torch.Tensor:
+        """Values of all channels for scalar ranges: part of the sample and both extremes."""
+        values = self.sample.reshape(-1)
+        if len(values) > VALUES:
+            stride = len(values) // VALUES
+            while math.gcd(stride, self.sample.shape[-1]) > 1:  # or it would skip channels
+                stride += 1
+            values = values[::stride]
+        return torch.cat([values, torch.tensor(self.bounds)])
 
     @property
     def bounds(self) -> tuple[float, float]:

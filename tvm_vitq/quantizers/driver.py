@@ -109,6 +109,10 @@ class Calibration:
             )
             done.append(env[unit.result])
         self.statistics.update({site: r.result() for site, r in recorders.items()})
+        for link in self.links.links:
+            if link.kind == "value" and link.site in recorders:  # into the order of V's channels
+                order = link.readers[0].rows.argsort()
+                self.statistics[link.site] = self.statistics[link.site].reordered(order)
         means = {slot: (total / count).float() for slot, (total, count) in totals.items()}
         draft.means.update(means)
         return torch.cat(done)

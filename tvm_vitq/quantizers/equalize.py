@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from tvm_vitq.calibration.statistics import ChannelStatistics
-from tvm_vitq.quantizers.draft import Draft
+from tvm_vitq.quantizers.draft import Draft, WeightCodes
 from tvm_vitq.quantizers.links import Affine, KeyLink, Link
 
 __all__ = ["balance_keys", "channel_factors", "rescale"]
@@ -54,6 +54,9 @@ def _move_source(draft: Draft, source: Affine, factor: torch.Tensor, shift: torc
     """Make the channels of a source ``(x - shift) / factor``."""
     scale = draft.constant(source.scale)
     draft.constants[source.scale] = scale / factor
+    rounded = draft.weights.get(source.scale)
+    if rounded is not None:  # a factor per output channel goes into its step
+        draft.weights[source.scale] = WeightCodes(rounded.codes, rounded.scale / factor)
     if source.linear is not None:
         draft.set_bias(source.linear, (draft.bias(source.linear) - shift) / factor)
     else:
@@ -75,6 +78,7 @@ def rescale(draft: Draft, link: Link, factor: torch.Tensor, shift: torch.Tensor)
             moved = at_rows.double() @ weight.double()
             draft.set_bias(reader.linear, (draft.bias(reader.linear).double() + moved).float())
         draft.constants[reader.linear.weight] = weight * factor[reader.rows, None]
+        draft.weights.pop(reader.linear.weight, None)
     for slot, rows in {reader.linear.x: reader.rows for reader in link.readers}.items():
         if slot in draft.means:
             draft.means[slot] = (draft.means[slot] - shift[rows]) / factor[rows]

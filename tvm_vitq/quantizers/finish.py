@@ -20,6 +20,8 @@ from tvm_vitq.quantizers.weights import limit_codes, round_by_error, round_neare
 __all__ = ["Moments", "finish_unit"]
 
 INT32 = 2**31 - 1
+ROWS = 16384
+"""Rows that moments are taken of, about."""
 
 
 @dataclass
@@ -46,8 +48,9 @@ class Moments:
         total = torch.zeros(size, dtype=torch.float64)
         square = torch.zeros(size, size, dtype=torch.float64)
         count = 0
+        stride = max(1, sum(part.numel() // size for part in parts) // ROWS)
         for part in parts:
-            rows = part.reshape(-1, size)
+            rows = part.reshape(-1, size)[::stride]
             count += len(rows)
             total += rows.sum(0, dtype=torch.float64)
             square += (rows.T @ rows).double()

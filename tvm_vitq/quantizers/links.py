@@ -235,9 +235,12 @@ class Links:
         numbers = columns.expand(self.program.shape(site))
         steps, _ = self.readers_of(site)
         readers = self._readers(site, numbers, steps)
-        if readers is None:
+        if readers is None or len(readers) != 1:
             return None
-        return Link("value", site, affine, self.program.shape(value)[-1], readers, (value,))
+        size = self.program.shape(value)[-1]
+        if not torch.equal(readers[0].rows.sort().values, torch.arange(size)):
+            return None
+        return Link("value", site, affine, size, readers, (value,))
 
     def _key(self, site: int) -> KeyLink | None:
         product = self._product(site)

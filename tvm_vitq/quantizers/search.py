@@ -1,9 +1,10 @@
 """Decides, unit by unit, how activations are quantized: ranges and rescalings by unit-output error.
 
 The sites of a unit are decided in the order of execution. What comes before a site is already
-quantized, what comes after is still float, and the candidates for the site (strength of the
-rescaling, spread, observer) are executed to the unit's end on a few images; the one whose output is
-nearest to the float unit's wins. Errors are weighted by how much the logits depend on each element.
+quantized, what comes after is still float. The candidates for a site (strength of the rescaling,
+spread, observer) are ranked by the error of the linears that read it, on sampled rows; the first few
+are executed to the unit's end on a few images, and the one whose output is nearest to the float
+unit's wins. Errors are weighted by how much the logits depend on each element.
 """
 
 from __future__ import annotations
@@ -21,9 +22,15 @@ from tvm_vitq.quantizers.ranges import Form, form_of, propose, wide
 from tvm_vitq.quantizers.recipe import STRENGTHS, Recipe
 from tvm_vitq.quantizers.structure import Linear
 from tvm_vitq.quantizers.units import Unit
-from tvm_vitq.quantizers.weights import round_nearest
+from tvm_vitq.quantizers.weights import round_nearest, round_quickly
 
 __all__ = ["Choice", "UnitSearch"]
+
+PROBES = 4
+"""Candidates of a site that are executed to the end of the unit."""
+
+SAMPLE_STRIDE = 4
+"""The error of linears is taken on every so manyth row of the sample."""
 
 
 @dataclass
@@ -103,6 +110,7 @@ class UnitSearch:
         for link in self.links.links:
             self.by_site[link.also[0] if link.kind == "value" else link.site] = link
         self.key_of = {end[0]: key for key in self.links.keys for end in (key.query, key.key)}
+        self.rows = {r.linear.step: r.rows for link in self.links.links for r in link.readers}
         self.readers: dict[int, list[Linear]] = {}
         for linear in self.structure.linears:
             self.readers.setdefault(linear.source, []).append(linear)
@@ -172,13 +180,12 @@ class UnitSearch:
     # -- decisions -----------------------------------------------------------------------------
     def _decide(self, draft: Draft, slot: int) -> Draft:
         site = self.structure.sites[slot]
-        shared = draft.quantizer(slot)
-        if site.given or shared is not None or slot not in self.statistics:
-            return self._with_weights(draft, slot)
+        if site.given or draft.quantizer(slot) is not None or slot not in self.statistics:
+            return self._with_weights(draft, slot, self.statistics.get(slot))
         form = form_of(site, self.links, self.recipe)
         if form is Form.STREAM:
             self.statistics[slot] = self._joined(slot)
-        candidates = list(self._candidates(draft, slot, form))
+        candidates = self._shortlist(list(self._candidates(draft, slot, form)), slot)
         errors = [0.0]
         if len(candidates) > 1:
             errors = [self._error(c.draft) for c in candidates]
@@ -237,32 +244,61 @@ class UnitSearch:
         moved: dict[int, ChannelStatistics],
         strength: float | None,
     ) -> Iterator[Candidate]:
-        statistics = moved.get(slot, self.statistics[slot])
+        """Candidates of a rescaled draft: one for each observer."""
         link = self.by_site.get(slot)
-        both = link.site if link is not None and link.kind == "value" else None
-        weighted = self._with_weights(draft, slot, statistics)
-        if both is not None:
-            weighted = self._with_weights(weighted, both, moved.get(both, self.statistics[both]))
+        context = link.site if link is not None and link.kind == "value" else None
+        later = moved.get(context, self.statistics.get(context)) if context is not None else None
+        ahead = {} if later is None else propose(Form.LINEAR, later, self.recipe)
+        statistics = moved.get(slot, self.statistics[slot])
         for name, quantizer in propose(form, statistics, self.recipe).items():
-            trial = weighted.copy()
+            trial = draft.copy()
             trial.set_quantizer(slot, quantizer)
-            if both is not None:
-                context = propose(Form.LINEAR, moved.get(both, self.statistics[both]), self.recipe)
-                trial.set_quantizer(both, context.get(name, next(iter(context.values()))))
-            yield Candidate(trial, moved, name, strength, both)
+            if context is not None and ahead:
+                trial.set_quantizer(context, ahead.get(name, next(iter(ahead.values()))))
+            yield Candidate(trial, moved, name, strength, context)
 
-    def _with_weights(
-        self, draft: Draft, slot: int, statistics: ChannelStatistics | None = None
-    ) -> Draft:
+    def _shortlist(self, candidates: list[Candidate], slot: int) -> list[Candidate]:
+        """Keep the candidates with the least error of the linears that read the site."""
+        read = slot if candidates[0].provisional is None else candidates[0].provisional
+        if len(candidates) > PROBES and self.readers.get(read):
+            errors = [self._linear_error(c, read) for c in candidates]
+            order = sorted(range(len(candidates)), key=errors.__getitem__)
+            candidates = [candidates[i] for i in order[:PROBES]]
+        for candidate in candidates:
+            for site in {slot, read}:
+                statistics = candidate.statistics.get(site, self.statistics.get(site))
+                candidate.draft = self._with_weights(candidate.draft, site, statistics)
+        return candidates
+
+    def _linear_error(self, candidate: Candidate, site: int) -> float:
+        """Relative error, about its mean, of the linears that read ``site``, on sampled rows."""
+        draft = candidate.draft
+        statistics = candidate.statistics.get(site, self.statistics[site])
+        sample, quantizer = statistics.sample[::SAMPLE_STRIDE], draft.quantizer(site)
+        if quantizer is None:
+            return 0.0
+        codes, error = quantizer(sample), 0.0
+        for linear in self.readers[site]:
+            weight, rows = draft.constant(linear.weight), self.rows.get(linear.step)
+            real = weight if linear.given else round_quickly(weight).real
+            x, y = (codes, sample) if rows is None else (codes[:, rows], sample[:, rows])
+            wanted = y @ weight
+            difference = x @ real - wanted
+            scale = wanted.var(0).sum().clamp_min(1e-20)
+            error += float(difference.var(0).sum() / scale)
+        return error
+
+    def _with_weights(self, draft: Draft, slot: int, statistics: ChannelStatistics | None) -> Draft:
         """Round the weights of the linears that read a site to nearest, for the simulation."""
         linears = [r for r in self.readers.get(slot, []) if not r.given]
         if not linears:
             return draft
         draft = draft.copy()
         for linear in linears:
-            weight = draft.constant(linear.weight)
-            importance = None
+            weight, importance = draft.constant(linear.weight), None
             if statistics is not None and len(statistics.mean) == len(weight):
                 importance = statistics.sample.square().mean(0)
+                rows = self.rows.get(linear.step)
+                importance = importance if rows is None else importance[rows]
             draft.weights[linear.weight] = round_nearest(weight, importance)
         return draft

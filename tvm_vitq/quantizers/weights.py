@@ -1,9 +1,10 @@
 """int8 codes of weights, symmetric, one step per output channel.
 
-``nearest`` rounds each weight by itself. ``error`` rounds input channel by input channel and lets the
-channels not yet rounded make up for the output error so far (optimal brain quantization in the order
-and blocking of GPTQ): with H the second moments of the quantized inputs and U the upper Cholesky
-factor of ``H^-1``, the error ``e = (w_k - q_k) / U_kk`` is taken off all later rows, ``W_j -= U_kj e``.
+``nearest`` rounds each weight by itself. ``error`` rounds input channel by input channel and lets
+the channels not yet rounded make up for the output error so far (optimal brain quantization in the
+order and blocking of GPTQ): with H the second moments of the quantized inputs and U the upper
+Cholesky factor of ``H^-1``, the error ``e = (w_k - q_k) / U_kk`` is taken off all later rows,
+``W_j -= U_kj e``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 
 from tvm_vitq.quantizers.draft import WeightCodes
 
-__all__ = ["column_steps", "limit_codes", "round_by_error", "round_nearest"]
+__all__ = ["column_steps", "limit_codes", "round_by_error", "round_nearest", "round_quickly"]
 
 SHRINK = tuple(1.0 - 0.03 * i for i in range(14))
 BLOCK = 64
@@ -49,6 +50,13 @@ def round_nearest(weight: torch.Tensor, importance: torch.Tensor | None = None) 
     """Round every weight to the nearest code of its column's step."""
     step = column_steps(weight, importance)
     return WeightCodes(_codes(weight, step), step)
+
+
+def round_quickly(weight: torch.Tensor) -> WeightCodes:
+    """Round to nearest with the step of the largest weight, for rough comparisons."""
+    peak = weight.abs().amax(0)
+    step = torch.where(peak > 1e-20, peak, torch.ones_like(peak)) / 127.0
+    return WeightCodes((weight / step).round_(), step)
 
 
 def round_by_error(weight: torch.Tensor, moments: torch.Tensor) -> WeightCodes:
