@@ -60,7 +60,7 @@ class Chain:
 
     def reshape(self, shape: Sequence[int]) -> bool:
         """Append a reshape; False if it would cut across atoms (then the chain is as before)."""
-        rest = self.atoms[::-1]
+        rest = _merge(self.atoms)[::-1]
         dims: list[list[Atom]] = []
         for need in shape:
             dim: list[Atom] = []

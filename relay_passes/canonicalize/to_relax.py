@@ -17,7 +17,7 @@ def _constant(node: Node) -> relax.Expr:
     array = node.array
     if array.dtype == np.float64:
         array = array.astype("float32")
-    return relax.const(np.ascontiguousarray(array).reshape(node.shape))
+    return relax.const(array.copy(order="C"), str(array.dtype))
 
 
 def _weight(node: Node) -> relax.Expr:
