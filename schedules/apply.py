@@ -16,6 +16,7 @@ from tvm import tirx
 from .elementwise import schedule_generic
 from .gemm import ANNOTATION, GemmSpec, Tile, default_tile
 from .isa import ISA
+from .rows import lower_rows
 from .rowwise import is_rowwise, schedule_rowwise
 
 __all__ = ["SCHEDULED", "ApplySchedules", "gemm_spec", "schedule_function"]
@@ -70,6 +71,11 @@ def schedule_function(func: tirx.PrimFunc, isa: ISA, tile: Tile | None = None) -
         kernel = _matmul_kernel(func, spec, isa, tile)
         if kernel is not None:
             return kernel
+    if isa.has_kernels:
+        blocks = [block for block in blocks_of(func.body) if block.iter_vars]
+        lowered = lower_rows(func, blocks, isa, _attrs(func))
+        if lowered is not None:
+            return lowered
     if is_rowwise(func):
         return schedule_rowwise(func, 16).with_attrs(_attrs(func))
     return schedule_generic(func, isa.lanes).with_attrs(_attrs(func))

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import tvm
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.tirx.stmt import ForKind
 
 __all__ = ["Writer", "const", "expr_dtype", "load", "ramp", "vector_type"]
@@ -149,11 +149,12 @@ class Writer:
         self.emit(tirx.IfThenElse(last.condition, last.then_case, _sequence(body)))
 
     def prim_func(self, params: Sequence[Any], attrs: Mapping[str, Any]) -> tirx.PrimFunc:
-        """Close the function."""
+        """Close the function; Relax passes look for a root block in every kernel."""
         (body,) = self._stack
+        root = s_tir.SBlock([], [], [], "root", _sequence(body))
         return tirx.PrimFunc(
             list(params),
-            _sequence(body),
+            s_tir.SBlockRealize([], tirx.const(True, "bool"), root),
             attrs=tvm.ir.make_node("ir.DictAttrs", **dict(attrs)),
         )
 
