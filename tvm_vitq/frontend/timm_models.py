@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import importlib
 import json
 import sys
@@ -86,8 +87,8 @@ def _from_timm(name: str, keywords: dict[str, Any]) -> torch.nn.Module:
     name = name.removeprefix("timm/")
     base = name.split(".")[0]
     if not timm.is_model(base):
-        close = ", ".join(timm.list_models(f"*{base.split('_patch')[0]}*")[:3])
-        hint = f"; did you mean {close}?" if close else ""
+        close = difflib.get_close_matches(base, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise VitqError(
             f"unknown model {name!r}: neither a timm model, a .pt2 or .onnx file, nor "
             f"package.module:function{hint}"
