@@ -76,10 +76,12 @@ def _compute_quantize(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     high = tirx.const(float(attrs["qmax"] - zero_point), "float32")
 
     def element(*index: Any) -> Any:
-        rounded = tirx.floor(x(*index) * inverse + half)
-        raised = tirx.Select(rounded > low, rounded, low)  # a comparison with NaN is false
+        # The clamp stands between product and sum, so that no compiler can contract them into one
+        # fused multiply-add, which rounds once instead of twice.
+        scaled = x(*index) * inverse
+        raised = tirx.Select(scaled > low, scaled, low)  # a comparison with NaN is false
         clamped = tirx.Select(raised < high, raised, high)
-        return (clamped.astype("int32") + zero_point).astype(attrs["out_dtype"])
+        return (tirx.floor(clamped + half).astype("int32") + zero_point).astype(attrs["out_dtype"])
 
     return te.compute(x.shape, element, name="out")
 

@@ -62,6 +62,15 @@ def test_quantize_is_within_half_a_step(data, scale):
     assert error.max() <= 0.5 + 1e-4
 
 
+def test_quantize_rounds_twice_beside_a_tie_on_every_machine():
+    # A fused multiply-add would round product and sum once and differ exactly here.
+    rng = np.random.default_rng(0)
+    for scale in (0.0187, 1 / 3, 0.00731):
+        ties = ((rng.integers(-128, 128, 2048) - 0.5) * scale).astype("float32")
+        x = np.stack([ties, np.nextafter(ties, np.float32(9)), np.nextafter(ties, np.float32(-9))])
+        compare([x], lambda v, s=scale: quantize(v, s, -7, -128, 127, "int8"))
+
+
 @FEW
 @given(st.data(), st.sampled_from(["int8", "uint8", "int16", "int32"]))
 def test_dequantize(data, dtype):
