@@ -1,8 +1,8 @@
 """What is remembered of an activation over the calibration images.
 
 Extremes and means are exact, for every channel; the distribution is represented by a random sample
-of rows. A rescaling of channels applies to statistics as it does to the activation, so nothing needs
-to be measured again after one.
+of rows. A rescaling of channels applies to statistics as it does to the activation, so nothing
+needs to be measured again after one.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ class ChannelStatistics:
         float32 [C], over all images and positions.
     sample : torch.Tensor
         float32 [R, C], random rows.
+    held : torch.Tensor
+        float32 [H, C], rows of images that are in none of the above, to test ranges on.
     """
 
     lo: torch.Tensor
     hi: torch.Tensor
     mean: torch.Tensor
     sample: torch.Tensor
+    held: torch.Tensor
 
     def moved(self, factor: torch.Tensor, shift: torch.Tensor | float = 0.0) -> ChannelStatistics:
         """Return the statistics of ``(x - shift) * factor``, factor positive."""
@@ -46,12 +49,13 @@ class ChannelStatistics:
             (self.hi - shift) * factor,
             (self.mean - shift) * factor,
             (self.sample - shift) * factor,
+            (self.held - shift) * factor,
         )
 
     def reordered(self, order: torch.Tensor) -> ChannelStatistics:
         """Return the statistics with channels in another order."""
-        columns = self.sample[:, order]
-        return ChannelStatistics(self.lo[order], self.hi[order], self.mean[order], columns)
+        parts = (self.lo, self.hi, self.mean, self.sample, self.held)
+        return ChannelStatistics(*(part[..., order] for part in parts))
 
     def widened(self, lo: float, hi: float) -> ChannelStatistics:
         """Return the statistics with every channel's extremes widened to hold [lo, hi]."""
@@ -79,24 +83,35 @@ class Recorder:
 
     Parameters
     ----------
-    chunks : int
-        Number of chunks that will be added; each gives its share of the sample.
+    rows : int
+        Rows of the sample to take from each chunk.
     seed : int
         Seed of the choice of rows.
     """
 
-    def __init__(self, chunks: int, seed: int = 0) -> None:
-        self.share = max(1, ROWS // max(chunks, 1))
+    def __init__(self, rows: int, seed: int = 0) -> None:
+        self.share = max(rows, 1)
         self.generator = torch.Generator().manual_seed(seed)
         self.lo: torch.Tensor | None = None
         self.hi: torch.Tensor | None = None
         self.sum: torch.Tensor | None = None
         self.count = 0
         self.rows: list[torch.Tensor] = []
+        self.held: list[torch.Tensor] = []
 
-    def add(self, x: torch.Tensor) -> None:
-        """Add an activation ``[..., C]``."""
+    def add(self, x: torch.Tensor, importance: torch.Tensor | None = None) -> None:
+        """Add an activation ``[n, ..., C]`` to the statistics.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+        importance : torch.Tensor, optional
+            ``[rows of one chunk]``: rows of no importance don't count, others are sampled by it.
+        """
         rows = x.reshape(-1, x.shape[-1])
+        if importance is not None and bool((importance <= 0).any()):
+            rows = x.reshape(x.shape[0], -1, x.shape[-1])[:, importance > 0].flatten(0, 1)
+            importance = importance[importance > 0]
         lo, hi = torch.aminmax(rows, dim=0)
         total = rows.sum(0, dtype=torch.float64)
         if self.lo is None or self.hi is None or self.sum is None:
@@ -105,13 +120,27 @@ class Recorder:
             self.lo, self.hi = torch.minimum(self.lo, lo), torch.maximum(self.hi, hi)
             self.sum += total
         self.count += len(rows)
-        if len(rows) > self.share:
-            chosen = torch.randint(len(rows), (self.share,), generator=self.generator)
-            rows = rows[chosen]
-        self.rows.append(rows.clone())
+        self.rows.append(self._sampled(rows, x.shape[0], importance))
+
+    def hold(self, x: torch.Tensor, importance: torch.Tensor | None = None) -> None:
+        """Keep rows of an activation for tests; they don't enter the statistics."""
+        rows = x.reshape(-1, x.shape[-1])
+        self.held.append(self._sampled(rows, x.shape[0], importance))
+
+    def _sampled(
+        self, rows: torch.Tensor, chunks: int, importance: torch.Tensor | None
+    ) -> torch.Tensor:
+        if len(rows) <= self.share:
+            return rows.clone()
+        if importance is None:
+            return rows[torch.randint(len(rows), (self.share,), generator=self.generator)]
+        weights = importance.repeat(chunks)
+        chosen = torch.multinomial(weights, self.share, True, generator=self.generator)
+        return rows[chosen]
 
     def result(self) -> ChannelStatistics:
         """Return what was gathered."""
         assert self.lo is not None and self.hi is not None and self.sum is not None
-        mean = (self.sum / max(self.count, 1)).float()
-        return ChannelStatistics(self.lo, self.hi, mean, torch.cat(self.rows))
+        mean, sample = (self.sum / max(self.count, 1)).float(), torch.cat(self.rows)
+        held = torch.cat(self.held) if self.held else sample
+        return ChannelStatistics(self.lo, self.hi, mean, sample, held)

@@ -121,6 +121,11 @@ class Draft:
         """Give a site, and all that shares its scale, a quantizer."""
         self.quantizers[self.structure.sites[site].group] = quantizer
 
+    @property
+    def chunk(self) -> int:
+        """Lifted chunks that are executed at once."""
+        return max(1, CHUNK // self.program.input_shape[0])
+
     def copy(self) -> Draft:
         """Return a draft that may be changed without changing this one."""
         return Draft(
@@ -193,7 +198,7 @@ class Draft:
                 hook=self.hook,
                 constants=values,
             )[unit.result]
-            for part in x.split(CHUNK)
+            for part in x.split(self.chunk)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

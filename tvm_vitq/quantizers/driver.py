@@ -10,23 +10,25 @@ import tvm
 
 from relay_passes.errors import VitqError
 from tvm_vitq.calibration.data import load_images
-from tvm_vitq.calibration.statistics import ChannelStatistics, Recorder
-from tvm_vitq.quantizers.draft import CHUNK, Draft
+from tvm_vitq.calibration.statistics import ChannelStatistics
+from tvm_vitq.quantizers.draft import Draft
 from tvm_vitq.quantizers.emit import emit
 from tvm_vitq.quantizers.finish import finish_unit
-from tvm_vitq.quantizers.importance import output_importance
+from tvm_vitq.quantizers.importance import Importance, measure_importance
 from tvm_vitq.quantizers.links import Links
 from tvm_vitq.quantizers.mixed import choose_wide
+from tvm_vitq.quantizers.observe import HeldOut, observe_unit, views_of
 from tvm_vitq.quantizers.ranges import wide
 from tvm_vitq.quantizers.recipe import Recipe
 from tvm_vitq.quantizers.search import Choice, UnitSearch
 from tvm_vitq.quantizers.structure import SOFTMAX, Structure
-from tvm_vitq.quantizers.units import Unit, cut
-from tvm_vitq.reference.float_interpreter import Program, Step
+from tvm_vitq.quantizers.units import cut
+from tvm_vitq.reference.float_interpreter import Program
 
 __all__ = ["Calibration", "quantize"]
 
-SEARCH_IMAGES = 16
+TEST_IMAGES = 16
+"""Images on which candidates are compared."""
 
 
 class Calibration:
@@ -47,96 +49,36 @@ class Calibration:
         self.structure = Structure(self.program)
         self.links = Links(self.structure)
         self.units = cut(self.structure)
-        self.x = self.program.lift(images)
-        self.count = len(images)
+        self.x, self.count = self.program.lift(images), len(images)
+        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(recipe.seed))
+        self.x = self.x[order]
+        self.held = HeldOut(len(self.x), max(1, TEST_IMAGES // self.program.input_shape[0]))
         self.statistics: dict[int, ChannelStatistics] = {}
         self.choices: list[Choice] = []
-        self.views = self._views()
-
-    def _views(self) -> dict[int, int]:
-        """Slot where a site's channels lie on the last axis, in rows that are read -> the site."""
-        views = {slot: slot for slot in self.structure.sites}
-        linears = {linear.step: linear for linear in self.structure.linears}
-        for site in self.structure.sites:
-            readers, _ = self.links.readers_of(site)
-            linear = linears.get(readers[0]) if len(readers) == 1 else None
-            if linear is not None and linear.x != site:
-                rows = self.links.spread(site, self.links.numbers(site), linear.x)
-                whole = self.program.shape(site)[-1] == rows.shape[-1]
-                if not whole or bool((rows == torch.arange(rows.shape[-1])).all()):
-                    views.pop(site)
-                    views[linear.x] = site
-        return views
-
-    def subset(self, count: int) -> torch.Tensor:
-        """Positions of a few chunks of images, spread evenly."""
-        chunks = self.x.shape[0]
-        wanted = max(1, min(chunks, count // self.program.input_shape[0]))
-        return torch.linspace(0, chunks - 1, wanted).round().long()
+        self.importance = Importance()
 
     # -- phase 1 -------------------------------------------------------------------------------
-    def observe(self, draft: Draft, unit: Unit, x: torch.Tensor) -> torch.Tensor:
-        """Execute a float unit on all images and record the statistics of its sites."""
-        parts = x.split(CHUNK)
-        recorders: dict[int, Recorder] = {}
-        read = {linear.x for linear in self.structure.linears}
-        totals: dict[int, tuple[torch.Tensor, int]] = {}
-
-        def record(slot: int, value: torch.Tensor) -> None:
-            site = self.views.get(slot)
-            if site is not None and not self.structure.sites[site].given:
-                recorder = recorders.setdefault(site, Recorder(len(parts), self.recipe.seed))
-                recorder.add(value.float())
-
-        def watch(step: Step, result: torch.Tensor) -> torch.Tensor:
-            record(step.out, result)
-            if step.out in read:
-                rows = result.reshape(-1, result.shape[-1])
-                total, count = totals.get(step.out, (0.0, 0))
-                totals[step.out] = (total + rows.sum(0, dtype=torch.float64), count + len(rows))
-            return result
-
-        done = []
-        for part in parts:
-            if unit.source == self.program.input_slot:
-                record(unit.source, part)
-            env = self.program.execute(
-                {unit.source: part},
-                start=unit.start,
-                stop=unit.stop,
-                keep=frozenset({unit.result}),
-                hook=watch,
-            )
-            done.append(env[unit.result])
-        self.statistics.update({site: r.result() for site, r in recorders.items()})
-        for link in self.links.links:
-            if link.kind == "value" and link.site in recorders:  # into the order of V's channels
-                order = link.readers[0].rows.argsort()
-                self.statistics[link.site] = self.statistics[link.site].reordered(order)
-        means = {slot: (total / count).float() for slot, (total, count) in totals.items()}
-        draft.means.update(means)
-        return torch.cat(done)
-
     def decide(self, draft: Draft) -> Draft:
         """Choose rescalings and quantizers of all units."""
-        chosen = self.subset(SEARCH_IMAGES)
-        weightings = output_importance(self.program, self.units, self.x[chosen], self.recipe.seed)
+        tests = self.held.tests
+        watched = {*views_of(self.links), *(linear.x for linear in self.structure.linears)}
+        importance = self.importance = measure_importance(
+            self.program, self.units, watched, self.x[tests], self.recipe.seed
+        )
         x = self.x
         for unit in self.units:
-            y = self.observe(draft, unit, x)
+            y, statistics = observe_unit(
+                self.links, draft, unit, x, self.held, importance, self.recipe.seed
+            )
             if not torch.isfinite(y).all():
                 raise VitqError(
                     "the float model gives NaN or infinite values on the calibration images; "
                     "check its weights and the images"
                 )
+            self.statistics.update(statistics)
+            weighting = importance.outputs.get(unit.result, torch.ones(1))
             search = UnitSearch(
-                self.links,
-                self.recipe,
-                unit,
-                self.statistics,
-                x[chosen],
-                y[chosen],
-                weightings[unit.result],
+                self.links, self.recipe, unit, self.statistics, x[tests], y[tests], weighting
             )
             draft = search.run(draft)
             self.choices += search.choices
@@ -152,11 +94,11 @@ class Calibration:
         return taken
 
     def finish(self, draft: Draft) -> torch.Tensor:
-        """Round all weights; returns the quantized logits of the images."""
+        """Round all weights; returns the quantized logits of the (shuffled) images, lifted."""
         x = draft.enter(self.x)
         for unit in self.units:
-            x = finish_unit(draft, unit, x, self.recipe)
-        return x.reshape(-1, *x.shape[2:])[: self.count]
+            x = finish_unit(draft, unit, x, self.importance, self.recipe)
+        return x
 
     def methods(self) -> dict[int, str]:
         """Integer method of every softmax and GELU."""

@@ -2,7 +2,7 @@
 
 Unit by unit, linear by linear: the quantized input of a linear is gathered over all images, the
 weight is rounded by output error, and the bias takes the mean error that is left, so that every
-linear's mean output is the float network's.
+linear's mean output is the float network's. Rows count by their importance.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tvm_vitq.quantizers.draft import CHUNK, Draft
+from tvm_vitq.quantizers.draft import Draft
+from tvm_vitq.quantizers.importance import Importance
+from tvm_vitq.quantizers.observe import row_weights
 from tvm_vitq.quantizers.recipe import Recipe
 from tvm_vitq.quantizers.structure import Linear, Structure
 from tvm_vitq.quantizers.units import Unit
@@ -22,55 +24,56 @@ __all__ = ["Moments", "finish_unit"]
 INT32 = 2**31 - 1
 ROWS = 16384
 """Rows that moments are taken of, about."""
+BROAD = 0.1
+"""Weight that every row has besides its importance (1 on the mean)."""
 
 
 @dataclass
 class Moments:
-    """First and second moments of the rows of an activation.
+    """Mean and second moments of the rows of an activation, weighted by importance.
 
     Attributes
     ----------
-    count : int
-    total : torch.Tensor
+    mean : torch.Tensor
         float64 [K].
-    square : torch.Tensor
-        float64 [K, K].
+    second : torch.Tensor
+        float64 [K, K], about the mean. A little of every row's moments is in it whatever the
+        importance, so that a few important rows alone don't decide how weights are rounded.
     """
 
-    count: int
-    total: torch.Tensor
-    square: torch.Tensor
+    mean: torch.Tensor
+    second: torch.Tensor
 
     @classmethod
-    def of(cls, parts: list[torch.Tensor]) -> Moments:
-        """Gather the moments of activations ``[..., K]``."""
+    def of(cls, parts: list[torch.Tensor], importance: torch.Tensor | None) -> Moments:
+        """Gather the moments of activations ``[n, ..., K]``."""
         size = parts[0].shape[-1]
-        total = torch.zeros(size, dtype=torch.float64)
-        square = torch.zeros(size, size, dtype=torch.float64)
-        count = 0
-        stride = max(1, sum(part.numel() // size for part in parts) // ROWS)
+        total, weight = torch.zeros(size, dtype=torch.float64), 0.0
+        inner, square = torch.zeros_like(total), torch.zeros(size, size, dtype=torch.float64)
+        count, spread = parts[0][0].numel() // size, 0.0
+        weights = row_weights(count, importance)
+        broad = weights + BROAD
+        root = broad.float().sqrt()[:, None]
+        stride = max(1, sum(len(part) for part in parts) * count // ROWS)
         for part in parts:
-            rows = part.reshape(-1, size)[::stride]
-            count += len(rows)
-            total += rows.sum(0, dtype=torch.float64)
-            square += (rows.T @ rows).double()
-        return cls(count, total, square)
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """Mean of every channel."""
-        return self.total / self.count
-
-    def second(self, centred: bool) -> torch.Tensor:
-        """Second moments, about the mean if ``centred``."""
-        moment = self.square / self.count
-        return moment - torch.outer(self.mean, self.mean) if centred else moment
+            rows = part.reshape(len(part), -1, size)
+            total += weights @ rows.sum(0, dtype=torch.float64)
+            weight += float(weights.sum()) * len(part)
+            some = rows[::stride]
+            inner += broad @ some.sum(0, dtype=torch.float64)
+            spread += float(broad.sum()) * len(some)
+            scaled = (some * root).flatten(0, 1)
+            square += (scaled.T @ scaled).double()
+        mean, centre = total / weight, inner / spread
+        second = square / spread - torch.outer(centre, centre)
+        return cls(mean, second)
 
 
 def finish_unit(
     draft: Draft,
     unit: Unit,
     x: torch.Tensor,
+    importance: Importance,
     recipe: Recipe,
 ) -> torch.Tensor:
     """Round the weights of a unit; the draft is changed in place.
@@ -88,8 +91,10 @@ def finish_unit(
         Quantized output of the unit.
     """
     program, structure = draft.program, draft.structure
-    linears = {l.step: l for l in structure.linears if unit.start <= l.step < unit.stop}
-    envs = [{unit.source: part} for part in x.split(CHUNK)]
+    linears = {
+        linear.step: linear for linear in structure.linears if unit.start <= linear.step < unit.stop
+    }
+    envs = [{unit.source: part} for part in x.split(draft.chunk)]
     keep = frozenset({unit.result})
     seen: dict[int, Moments] = {}
     at = unit.start
@@ -104,7 +109,8 @@ def finish_unit(
         advance(index)
         at = index
         if linear.x not in seen:
-            seen[linear.x] = Moments.of([env[linear.x] for env in envs])
+            parts = [env[linear.x] for env in envs]
+            seen[linear.x] = Moments.of(parts, importance.rows.get(linear.x))
         finish_linear(draft, linear, seen[linear.x], recipe)
     advance(unit.stop)
     parts = [env[unit.result] for env in envs]
@@ -122,7 +128,9 @@ def finish_linear(
     weight = draft.constant(linear.weight)
     if not linear.given:
         draft.weights.pop(linear.weight, None)
-        second = moments.second(centred=recipe.bias_correction)
+        second = moments.second
+        if not recipe.bias_correction:
+            second = second + torch.outer(moments.mean, moments.mean)
         if recipe.rounding == "error":
             codes = round_by_error(weight, second)
         else:

@@ -1,61 +1,97 @@
-"""How much the logits depend on every element of a unit's output.
+"""How much the logits depend on activations: by element of a unit's output, by row of a site.
 
-With J the Jacobian of the logits and r a random unit direction among them, ``(J^T r)^2`` averages to
-the diagonal of ``J^T J``: the square error that an error of that element makes in the logits. Errors
-of different units weighted so are comparable, and a token that no later layer looks at weighs nothing.
+With J the Jacobian of the logits and r a random direction among them, ``(J^T r)^2`` averages to the
+diagonal of ``J^T J``: the square error that an error of that element makes in the logits. Errors of
+different units weighted so are comparable, and a token that no later layer looks at weighs nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
 import torch
 
 from tvm_vitq.quantizers.units import Unit
-from tvm_vitq.reference.float_interpreter import Program
+from tvm_vitq.reference.float_interpreter import Program, Step
 
-__all__ = ["output_importance"]
+__all__ = ["Importance", "measure_importance"]
 
 CHUNK = 4
+NEGLIGIBLE = 1e-9
 
 
-def output_importance(
-    program: Program, units: list[Unit], x: torch.Tensor, seed: int = 0
-) -> dict[int, torch.Tensor]:
-    """Return the weighting of every unit's output.
+@dataclass
+class Importance:
+    """Mean squared gradients of random directions among the logits.
+
+    Attributes
+    ----------
+    outputs : dict of int to torch.Tensor
+        Result slot of a unit -> ``[1, *static shape]``.
+    rows : dict of int to torch.Tensor
+        Watched slot -> ``[rows of one chunk]``, mean over the last axis; exactly 0 where
+        negligible.
+    """
+
+    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    rows: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+def measure_importance(
+    program: Program,
+    units: list[Unit],
+    watched: Collection[int],
+    x: torch.Tensor,
+    seed: int = 0,
+) -> Importance:
+    """Measure importance on a few images.
 
     Parameters
     ----------
     program : Program
         The float program.
     units : list of Unit
+    watched : collection of int
+        Slots whose rows are weighed.
     x : torch.Tensor
         Lifted images ``[n, B, ...]``.
     seed : int
         Seed of the random directions.
-
-    Returns
-    -------
-    dict of int to torch.Tensor
-        Result slot -> ``[1, *static shape]``, mean over the images; the last unit's is 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    total: dict[int, torch.Tensor] = {}
+    out = Importance()
+    ends = [unit.result for unit in units]
     for part in x.split(CHUNK):
+        seen: dict[int, torch.Tensor] = {}
+
+        def watch(step: Step, result: torch.Tensor, seen: dict = seen) -> torch.Tensor:
+            if step.out in watched or step.out in ends:
+                result = result if result.requires_grad else result.requires_grad_()
+                seen[step.out] = result
+            return result
+
         with torch.enable_grad():
-            values, ends = part.float() if part.dtype == torch.float32 else part, []
-            for unit in units:
-                env = {unit.source: values}
-                env = program.execute(
-                    env, start=unit.start, stop=unit.stop, keep=frozenset({unit.result})
-                )
-                values = env[unit.result]
-                if not values.requires_grad:
-                    values = values.detach().requires_grad_()
-                ends.append(values)
-            logits = ends[-1]
+            env = program.execute(
+                {program.input_slot: part}, keep=frozenset({program.output_slot}), hook=watch
+            )
+            logits = env[program.output_slot]
             direction = torch.randn(logits.shape, generator=generator)
             direction -= direction.mean(-1, keepdim=True)
-            gradients = torch.autograd.grad((logits * direction).sum(), ends)
-        for unit, gradient in zip(units, gradients, strict=True):
-            square = gradient.square().sum(0, keepdim=True)
-            total[unit.result] = total.get(unit.result, 0.0) + square
-    return {slot: value / x.shape[0] for slot, value in total.items()}
+            slots = list(seen)
+            found = torch.autograd.grad(
+                (logits * direction).sum(), [seen[s] for s in slots], allow_unused=True
+            )
+        for slot, gradient in zip(slots, found, strict=True):
+            if gradient is None:
+                continue
+            square = gradient.square_().sum(0, keepdim=True) / x.shape[0]
+            if slot in ends:
+                out.outputs[slot] = out.outputs.get(slot, 0.0) + square
+            rows = square.reshape(-1, square.shape[-1]).mean(-1)
+            out.rows[slot] = out.rows.get(slot, 0.0) + rows
+    for slot, rows in out.rows.items():
+        peak = float(rows.max())
+        usable = rows > NEGLIGIBLE * peak if peak > 0 else torch.ones_like(rows, dtype=torch.bool)
+        out.rows[slot] = torch.where(usable, rows.clamp_min(1e-30), torch.zeros_like(rows))
+    return out

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tvm_vitq.calibration.statistics import ChannelStatistics
-from tvm_vitq.quantizers.draft import CHUNK, Draft
+from tvm_vitq.quantizers.draft import Draft
 from tvm_vitq.quantizers.equalize import balance_keys, channel_factors, rescale
 from tvm_vitq.quantizers.links import Link, Links
 from tvm_vitq.quantizers.ranges import Form, form_of, propose, wide
@@ -27,10 +27,10 @@ from tvm_vitq.quantizers.weights import round_nearest, round_quickly
 __all__ = ["Choice", "UnitSearch"]
 
 PROBES = 4
-"""Candidates of a site that are executed to the end of the unit."""
+"""Candidates of a site that are executed to the end of the unit, at most one of each strength."""
 
-SAMPLE_STRIDE = 4
-"""The error of linears is taken on every so manyth row of the sample."""
+HELD_ROWS = 1024
+"""The error of linears is taken on so many rows of held-out images, at most."""
 
 
 @dataclass
@@ -117,12 +117,14 @@ class UnitSearch:
 
     def run(self, draft: Draft) -> Draft:
         """Decide every site of the unit; returns the decided draft."""
-        self.envs = [{self.unit.source: part} for part in self.x.split(CHUNK)]
+        self.envs = [{self.unit.source: part} for part in self.x.split(draft.chunk)]
         self.at = self.unit.start
         balanced: set[int] = set()
         if self.unit.source == self.program.input_slot:
             draft = self._decide(draft, self.program.input_slot)
-            self.envs = [{self.unit.source: draft.enter(part)} for part in self.x.split(CHUNK)]
+            self.envs = [
+                {self.unit.source: draft.enter(part)} for part in self.x.split(draft.chunk)
+            ]
         for index in range(self.unit.start, self.unit.stop):
             slot = self.program.steps[index].out
             if slot not in self.structure.sites:
@@ -159,7 +161,7 @@ class UnitSearch:
         for env in self.envs:
             trial = dict(env)
             if self.unit.source == self.program.input_slot and self.at == self.unit.start:
-                part = self.x[first : first + CHUNK]
+                part = self.x[first : first + draft.chunk]
                 trial = {self.unit.source: draft.enter(part)}
             out = self.program.execute(
                 trial,
@@ -261,9 +263,12 @@ class UnitSearch:
         """Keep the candidates with the least error of the linears that read the site."""
         read = slot if candidates[0].provisional is None else candidates[0].provisional
         if len(candidates) > PROBES and self.readers.get(read):
-            errors = [self._linear_error(c, read) for c in candidates]
-            order = sorted(range(len(candidates)), key=errors.__getitem__)
-            candidates = [candidates[i] for i in order[:PROBES]]
+            candidates = sorted(candidates, key=lambda c: self._linear_error(c, read))
+            first: dict[float | None, Candidate] = {}
+            for candidate in candidates:
+                first.setdefault(candidate.strength, candidate)
+            several = list(first.values()) if len(first) > 1 else candidates
+            candidates = several[:PROBES]
         for candidate in candidates:
             for site in {slot, read}:
                 statistics = candidate.statistics.get(site, self.statistics.get(site))
@@ -274,7 +279,7 @@ class UnitSearch:
         """Relative error, about its mean, of the linears that read ``site``, on sampled rows."""
         draft = candidate.draft
         statistics = candidate.statistics.get(site, self.statistics[site])
-        sample, quantizer = statistics.sample[::SAMPLE_STRIDE], draft.quantizer(site)
+        sample, quantizer = statistics.held[:HELD_ROWS], draft.quantizer(site)
         if quantizer is None:
             return 0.0
         codes, error = quantizer(sample), 0.0

@@ -76,11 +76,8 @@ def round_by_error(weight: torch.Tensor, moments: torch.Tensor) -> WeightCodes:
     if not floor > 0.0:
         return round_nearest(weight)
     step = column_steps(weight, diagonal.float())
-    damped = moments + torch.eye(rows, dtype=moments.dtype) * (DAMPING * floor)
     order = diagonal.argsort(descending=True)
-    damped = damped[order][:, order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    upper = _inverse_root(moments[order][:, order], DAMPING * floor)
     left = weight[order].clone()
     codes = torch.empty_like(left)
     for start in range(0, rows, BLOCK):
@@ -95,6 +92,18 @@ def round_by_error(weight: torch.Tensor, moments: torch.Tensor) -> WeightCodes:
     back = torch.empty_like(codes)
     back[order] = codes
     return WeightCodes(back, step)
+
+
+def _inverse_root(moments: torch.Tensor, damping: float) -> torch.Tensor:
+    """Upper Cholesky factor of the inverse, with as much damping as it takes."""
+    identity = torch.eye(len(moments), dtype=moments.dtype)
+    while True:
+        lower, failed = torch.linalg.cholesky_ex(moments + identity * damping)
+        if not int(failed):
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not int(failed):
+                return upper.float()
+        damping *= 10.0
 
 
 def limit_codes(weight: torch.Tensor, codes: WeightCodes, largest: int) -> WeightCodes:

@@ -1,0 +1,139 @@
+"""Executes the float network unit by unit on the calibration images and records statistics."""
+
+from __future__ import annotations
+
+import torch
+
+from tvm_vitq.calibration.statistics import ROWS, ChannelStatistics, Recorder
+from tvm_vitq.quantizers.draft import Draft
+from tvm_vitq.quantizers.importance import Importance
+from tvm_vitq.quantizers.links import Links
+from tvm_vitq.quantizers.units import Unit
+from tvm_vitq.reference.float_interpreter import Step
+
+__all__ = ["HeldOut", "observe_unit", "row_weights", "views_of"]
+
+
+class HeldOut:
+    """Which images test ranges that were found on the others.
+
+    A range that fits the images it was made from says little about the next image: the channels of
+    a late layer answer to classes, and most classes are not among the calibration images. So the
+    candidates are compared on images that have no part in the statistics, where there are enough.
+
+    Parameters
+    ----------
+    chunks : int
+        Lifted chunks of images, in an order in which the last ones may be held out.
+    wanted : int
+        Chunks to hold out.
+    """
+
+    def __init__(self, chunks: int, wanted: int) -> None:
+        few = chunks < 4
+        count = chunks if few else max(1, min(wanted, chunks // 4))
+        self.tests = slice(chunks - count, chunks)
+        self.statistics = slice(0, chunks if few else chunks - count)
+
+
+class Mean:
+    """Mean of rows, weighted by importance."""
+
+    def __init__(self) -> None:
+        self.total: torch.Tensor | float = 0.0
+        self.weight = 0.0
+
+    def add(self, x: torch.Tensor, importance: torch.Tensor | None) -> None:
+        """Add an activation ``[n, ..., K]``."""
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])
+        weights = row_weights(rows.shape[1], importance)
+        self.total = self.total + weights @ rows.sum(0, dtype=torch.float64)
+        self.weight += float(weights.sum()) * len(rows)
+
+    @property
+    def value(self) -> torch.Tensor:
+        """float32 [K]."""
+        return (self.total / self.weight).float()
+
+
+def row_weights(rows: int, importance: torch.Tensor | None) -> torch.Tensor:
+    """Return float64 weights of the rows of one chunk, 1 on the mean."""
+    if importance is None or len(importance) != rows or not float(importance.sum()) > 0:
+        return torch.ones(rows, dtype=torch.float64)
+    weights = importance.double()
+    return weights / weights.mean()
+
+
+def views_of(links: Links) -> dict[int, int]:
+    """Slot where a site's channels lie on the last axis, in rows that are read -> the site."""
+    structure, program = links.structure, links.program
+    views = {slot: slot for slot in structure.sites}
+    linears = {linear.step: linear for linear in structure.linears}
+    for site in structure.sites:
+        readers, _ = links.readers_of(site)
+        linear = linears.get(readers[0]) if len(readers) == 1 else None
+        if linear is not None and linear.x != site:
+            rows = links.spread(site, links.numbers(site), linear.x)
+            whole = program.shape(site)[-1] == rows.shape[-1]
+            if not whole or bool((rows == torch.arange(rows.shape[-1])).all()):
+                views.pop(site)
+                views[linear.x] = site
+    return views
+
+
+def observe_unit(
+    links: Links,
+    draft: Draft,
+    unit: Unit,
+    x: torch.Tensor,
+    held: HeldOut,
+    importance: Importance,
+    seed: int,
+) -> tuple[torch.Tensor, dict[int, ChannelStatistics]]:
+    """Execute a float unit on all images; returns its output and the statistics of its sites.
+
+    The means of what linears read go into ``draft.means``.
+    """
+    structure, program, views = links.structure, links.program, views_of(links)
+    read = {linear.x for linear in structure.linears}
+    parts = [(p, False) for p in x[held.statistics].split(draft.chunk)]
+    shared = held.tests.start < held.statistics.stop  # too few images to hold any out
+    if not shared:
+        parts += [(p, True) for p in x[held.tests].split(draft.chunk)]
+    recorders: dict[int, Recorder] = {}
+    moments: dict[int, Mean] = {}
+    testing = False
+    share = ROWS // max(1, sum(not test for _, test in parts))
+
+    def watch(step: Step, result: torch.Tensor) -> torch.Tensor:
+        record(step.out, result)
+        return result
+
+    def record(slot: int, value: torch.Tensor) -> None:
+        site = views.get(slot)
+        if site is not None and not structure.sites[site].given:
+            recorder = recorders.setdefault(site, Recorder(share, seed))
+            take = recorder.hold if testing else recorder.add
+            take(value.float(), importance.rows.get(slot))
+        if slot in read:
+            moments.setdefault(slot, Mean()).add(value, importance.rows.get(slot))
+
+    done = []
+    for part, testing in parts:
+        if unit.source == program.input_slot:
+            record(unit.source, part)
+        env = program.execute(
+            {unit.source: part},
+            start=unit.start,
+            stop=unit.stop,
+            keep=frozenset({unit.result}),
+            hook=watch,
+        )
+        done.append(env[unit.result])
+    statistics = {site: recorder.result() for site, recorder in recorders.items()}
+    for link in links.links:
+        if link.kind == "value" and link.site in statistics:  # into the order of V's channels
+            order = link.readers[0].rows.argsort()
+            statistics[link.site] = statistics[link.site].reordered(order)
+    draft.means.update({slot: mean.value for slot, mean in moments.items()})
+    return torch.cat(done), statistics
