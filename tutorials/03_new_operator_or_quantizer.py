@@ -1,4 +1,4 @@
-"""Two ways to extend tvm-vitq: a new integer operator, and a new way to choose ranges.
+"""Two ways to extend tvm-vitq: a new integer operator, and a new quantizer.
 
 Run it with ``python tutorials/03_new_operator_or_quantizer.py``.
 
@@ -8,7 +8,8 @@ is the reference. A third part says how large its intermediates can grow, so tha
 covers it. Inside the project that is one new file in ``relay_passes/dialect`` and one function in
 ``tvm_vitq/reference``.
 
-Part 2 adds an observer: the rule that turns the statistics of an activation into its range.
+Part 2 is a quantizer of our own, and compiles what it makes. (A new rule for ranges alone is one
+entry of ``tvm_vitq.calibration.observers.OBSERVERS``.)
 """
 
 # %% Part 1. The integer arithmetic first. With codes q = x / S, three = round(3 / S) and
@@ -136,27 +137,49 @@ print(f"hard-swish: compiled equals reference; largest error {np.abs(compiled - 
 print(f"            half an output step is {OUT_SCALE / 2:.4f}")
 assert np.abs(compiled - truth)[:, 1:].max() <= OUT_SCALE
 
-# %% Part 2. An observer gets the statistics of one activation and returns its range; the package
-# lists its own in one dictionary. Ours is a percentile with a margin.
+# %% Part 2. A quantizer is any function from a float module to a module in quantize/dequantize
+# form; nothing else passes to the compiler. So one can be written from scratch, or, as here, by
+# rewriting what another has chosen: we round every activation's scale up to a power of two.
 import tvm_vitq
 from tvm_vitq import demo
-from tvm_vitq.calibration.observers import OBSERVERS
-from tvm_vitq.calibration.percentile import percentile_range
 
 
-def robust_range(statistics, levels, symmetric):
-    """Take the percentile range and leave five percent of room for unseen images."""
-    lo, hi = percentile_range(statistics, levels, symmetric)
-    return 1.05 * lo, 1.05 * hi
+@relax.expr_functor.mutator
+class PowerOfTwoScales(relax.PyExprMutator):
+    """Replace the scalar scale of every quantize/dequantize by the next power of two."""
+
+    def visit_call_(self, call):
+        """Rewrite one call; per-channel scales of weights stay as they are."""
+        call = self.visit_expr_post_order(call)
+        if call.op.name not in ("relax.quantize", "relax.dequantize"):
+            return call
+        scale = registry.constant_of(call.args[1])
+        if scale is None or scale.ndim:
+            return call
+        rounded = np.float32(2.0 ** np.ceil(np.log2(scale)))
+        args = [call.args[0], relax.const(rounded), call.args[2]]
+        return relax.Call(call.op, args, call.attrs)
 
 
-OBSERVERS["robust"] = robust_range
+def power_of_two(module):
+    """Round the scales of a quantized module."""
+    return tvm.IRModule(
+        {
+            name: PowerOfTwoScales(module).visit_expr(func)
+            for name, func in module.functions.items()
+        },
+        attrs=module.attrs,
+    )
+
+
 folder = Path(tempfile.mkdtemp(prefix="vitq_"))
 images, labels = demo.digits("test")
+x = demo.normalise(demo.pixels(images))
 calibration = demo.normalise(demo.pixels(demo.digits("calib")[0]))
-float_model = tvm_vitq.load_model("tvm_vitq.demo:digits_vit")
-for observer in ("minmax", "robust"):
-    quantized = tvm_vitq.quantize(float_model, calibration, tvm_vitq.Recipe(observer=observer))
-    artifact = tvm_vitq.compile(quantized, output=folder / f"{observer}.so")
-    right = artifact.run(demo.normalise(demo.pixels(images))).argmax(-1) == labels
-    print(f"observer {observer:8} top-1 {right.mean():.2%}")
+searched = tvm_vitq.quantize(tvm_vitq.load_model("tvm_vitq.demo:digits_vit"), calibration)
+logits = {}
+for name, quantized in {"searched": searched, "2^n": power_of_two(searched)}.items():
+    artifact = tvm_vitq.compile(quantized, output=folder / f"{name}.so")
+    logits[name] = artifact.run(x)
+    print(f"scales {name:9} top-1 {(logits[name].argmax(-1) == labels).mean():.2%}")
+assert not np.array_equal(logits["searched"], logits["2^n"])
