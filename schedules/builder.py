@@ -92,12 +92,12 @@ class Writer:
         self.emit(tirx.BufferStore(buffer, value, [*outer, ramp(last, lanes)]))
 
     def alloc(self, name: str, shape: Sequence[Any], dtype: str) -> Any:
-        """Allocate a buffer that lives in the enclosing scope.
+        """Allocate a buffer of a scalar dtype that lives in the enclosing scope.
 
-        A buffer of one vector becomes one of two: storage rewriting trips over the former.
+        Vectors are loaded and stored by ``lanes``: TVM's storage rewriting gives memory of buffers
+        of vector dtypes to others without minding the lanes.
         """
-        if "x" in dtype and list(shape) == [1]:
-            shape = [2]
+        assert "x" not in dtype, dtype
         buffer = tirx.decl_buffer(list(shape), dtype, self._fresh(name), scope="global")
         self.emit(tirx.AllocBuffer(buffer))
         return buffer

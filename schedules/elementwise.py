@@ -7,7 +7,7 @@ from typing import Any
 from tvm import tirx
 from tvm.s_tir.schedule import Schedule
 
-__all__ = ["schedule_generic"]
+__all__ = ["is_lookup", "schedule_generic"]
 
 SPATIAL, REDUCTION = 0, 2
 
@@ -44,6 +44,19 @@ def schedule_generic(func: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     return schedule.mod["main"]
 
 
+def is_lookup(block: Any) -> bool:
+    """Whether a block only looks its result up in a table, at an index that it loads."""
+    value = getattr(block.body, "value", None)
+
+    def holds_load(expr: Any) -> bool:
+        if type(expr).__name__ == "TensorLoad":
+            return True
+        parts = [getattr(expr, name) for name in ("a", "b", "value") if hasattr(expr, name)]
+        return any(holds_load(part) for part in parts)
+
+    return type(value).__name__ == "TensorLoad" and any(holds_load(i) for i in value.indices)
+
+
 def _schedule_block(schedule: Schedule, block: Any, lanes: int) -> None:
     kinds = _kinds(schedule, block)
     loops = schedule.get_loops(block)
@@ -55,6 +68,10 @@ def _schedule_block(schedule: Schedule, block: Any, lanes: int) -> None:
         return
     *outer, inner = spatial
     extent = int(schedule.get(inner).extent)
+    if is_lookup(schedule.get(block)):
+        # One byte load and one store an element: vectors would only take the index apart.
+        schedule.parallel(schedule.fuse(*outer) if outer else inner)
+        return
     width = lanes if reduction else 2 * lanes
     while width > 1 and extent % width:
         width //= 2

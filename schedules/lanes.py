@@ -57,7 +57,9 @@ class Value:
 
 
 def limits(dtype: str) -> tuple[int, int]:
-    """Return the interval of an integer dtype."""
+    """Return the interval of an integer dtype; there are no float lanes."""
+    if not dtype.startswith(("int", "uint")):
+        raise Unsupported(dtype)
     info = np.iinfo(dtype)
     return int(info.min), int(info.max)
 

@@ -18,6 +18,7 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from .builder import Writer, const, load, ramp, vector_type
+from .elementwise import is_lookup
 from .isa import ISA
 from .lanes import Lanes, Unsupported, Value, limits
 
@@ -119,7 +120,7 @@ class _Rows:
                 row_length = self.length if stage.kind == "element" else 1
                 dtype = str(stage.buffer.dtype)
                 size = self.block * row_length
-                self.local[stage.buffer] = w.alloc(stage.name, (max(size, 2),), dtype)
+                self.local[stage.buffer] = w.alloc(stage.name, (size,), dtype)
             for stage in self.stages:
                 with w.loop("row", self.block) as slot:
                     row = group * self.block + slot
@@ -172,8 +173,8 @@ class _Rows:
         dtype = str(stage.buffer.dtype)
         full = vector_type(dtype, width)
         identity = limits(dtype)[0] if stage.kind == "Max" else 0
-        acc = w.alloc("acc", (2,), full)
-        w.store(acc, const(identity, full), 0)
+        acc = w.alloc("acc", (width,), dtype)
+        w.store(acc, const(identity, full), 0, lanes=width)
         fold = tirx.max if stage.kind == "Max" else (lambda a, b: a + b)
 
         def step(column: Any, fresh: int) -> None:
@@ -183,14 +184,14 @@ class _Rows:
                 mask = [tirx.const(-(i >= width - fresh), dtype) for i in range(width)]
                 keep = tirx.Shuffle(mask, [tirx.const(i, "int32") for i in range(width)])
                 code = tirx.bitwise_and(code, keep)
-            w.store(acc, fold(load(acc, 0), code), 0)
+            w.store(acc, fold(load(acc, 0, lanes=width), code), 0, lanes=width)
 
         whole, rest = divmod(self.length, width)
         with w.loop("j", whole) as j:
             step(w.bind("column", j * width), width)
         if rest:
             step(tirx.const(self.length - width, "int32"), rest)
-        value, n = load(acc, 0), width
+        value, n = load(acc, 0, lanes=width), width
         while n > 1:
             n //= 2
             value = w.bind("whole", value)
@@ -261,7 +262,7 @@ def lower_rows(
         Attributes of the new PrimFunc.
     """
     stages = _stages(func, blocks)
-    if stages is None:
+    if stages is None or is_lookup(blocks[-1]):
         return None
     try:
         return _Rows(func, stages, isa).build(attrs)

@@ -145,11 +145,12 @@ class GemmKernel:
     def _row_tile(self, start: Any, height: int) -> None:
         """Accumulate ``height`` rows from ``start`` over all of K, then finish and store them."""
         w, vectors = self.w, self.tile.vectors
-        acc = w.alloc("acc", (height * vectors,), vector_type("int32", self.lanes))
+        lanes = self.lanes
+        acc = w.alloc("acc", (height * vectors * lanes,), "int32")
         for v in range(vectors):
             value = w.bind("start", self.start_value(v))
             with w.loop("r", height, "unrolled") as r:
-                w.store(acc, value, r * vectors + v)
+                w.store(acc, value, (r * vectors + v) * lanes, lanes=lanes)
         whole, tail = divmod(self.rows_of.depth, self.dot.kv)
         unroll = self.tile.unroll if whole % self.tile.unroll == 0 else 1
         if whole:
@@ -159,7 +160,8 @@ class GemmKernel:
         if tail:
             self._step(acc, start, height, whole, tail)
         with w.loop("r", height, "unrolled") as r:
-            self._finish([load(acc, r * vectors + v) for v in range(vectors)], start + r)
+            values = [load(acc, (r * vectors + v) * lanes, lanes=lanes) for v in range(vectors)]
+            self._finish(values, start + r)
 
     def _step(self, acc: Any, start: Any, height: int, k: Any, valid: int) -> None:
         w, vectors = self.w, self.tile.vectors
@@ -167,8 +169,9 @@ class GemmKernel:
         with w.loop("r", height, "unrolled") as r:
             group = w.bind("a", self._group(start + r, k, valid))
             for v in range(vectors):
-                index = r * vectors + v
-                w.store(acc, self.dot.step(load(acc, index), group, columns[v]), index)
+                at = (r * vectors + v) * self.lanes
+                total = self.dot.step(load(acc, at, lanes=self.lanes), group, columns[v])
+                w.store(acc, total, at, lanes=self.lanes)
 
     def _group(self, row: Any, k: Any, valid: int) -> Any:
         """Return one row's ``kv`` codes at step ``k`` as one int32; the last may be incomplete."""

@@ -66,7 +66,7 @@ class _Matmul(GemmKernel):
                 self.rows_of = convert_rows(
                     w, self.rows_of, self.dot, self.groups * self.dot.kv, "operand")
             self.packed = w.alloc("packed", (self.block_size,), self.dot.weight)
-            self.sums = w.alloc("sums", (self.tile.vectors,), vector_type("int32", self.lanes))
+            self.sums = w.alloc("sums", (self.nt,), "int32")
             with w.loop("block", self.blocks) as block:
                 self.first = block * self.nt
                 self._pack(entry, block)
@@ -100,7 +100,7 @@ class _Matmul(GemmKernel):
     def start_value(self, v: int) -> Any:
         """Start from 0, or from what takes the offset of the row codes back."""
         if self._offset:
-            return load(self.sums, v)
+            return load(self.sums, v * self.lanes, lanes=self.lanes)
         return const(0, vector_type("int32", self.lanes))
 
     def rescale(self, v: int) -> Rescale:

@@ -138,16 +138,18 @@ def pack_rows(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, columns
 
 def column_sums(w: Writer, dot: Dot, packed: Any, base: Any, groups: int, nt: int,
                 scale: int, out: Any) -> None:
-    """Store ``scale`` times the sums over K of a packed int8 block's columns, a vector an entry."""
+    """Store ``scale`` times the sums over K of a packed int8 block's columns, as int32."""
     lanes, kv = dot.lanes, dot.kv
     full = vector_type("int32", lanes)
     vectors = range(nt // lanes)
     for v in vectors:
-        w.store(out, const(0, full), v)
+        w.store(out, const(0, full), v * lanes, lanes=lanes)
     ones = const(0x01010101, "int32")
     with w.loop("g", groups) as g:
         for v in vectors:
             codes = load(packed, base + (g * nt + v * lanes) * kv, lanes=lanes * kv)
-            w.store(out, dot.step(load(out, v), ones, codes), v)
+            total = dot.step(load(out, v * lanes, lanes=lanes), ones, codes)
+            w.store(out, total, v * lanes, lanes=lanes)
     for v in vectors:
-        w.store(out, load(out, v) * const(scale, full), v)
+        total = load(out, v * lanes, lanes=lanes) * const(scale, full)
+        w.store(out, total, v * lanes, lanes=lanes)
