@@ -54,7 +54,7 @@ class Reader(CalibrationDataReader):
 quant_pre_process(folder / "float.onnx", folder / "prepared.onnx", skip_symbolic_shape=True)
 quantize_static(
     folder / "prepared.onnx", folder / "qdq.onnx", Reader(), quant_format=QuantFormat.QDQ,
-    activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, per_channel=True,
+    activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True,
     op_types_to_quantize=["MatMul", "Gemm", "Conv"],
     extra_options={"WeightSymmetric": True},
 )  # fmt: skip
