@@ -7,18 +7,13 @@ import tvm
 
 from ..errors import VitqError
 from .from_relax import from_relax
-from .graph import Graph, Node
-from .naming import place
+from .graph import Graph, Node, layout_source
+from .naming import SUPPORTED, place
 
-__all__ = ["SUPPORTED", "check_canonical", "check_graph", "check_signature", "check_weights"]
+__all__ = ["check_canonical", "check_graph", "check_signature", "check_weights"]
 
-SUPPORTED = (
-    "linear layers, patch-embedding convolutions, attention (matmul, scale, bias, mask, "
-    "softmax), layer_norm, gelu, residual add, position embedding, mean pooling and operators that "
-    "only move elements"
-)
 _LAYOUT = {"reshape", "permute", "slice", "concat"}
-_FREE = {"linear", "softmax", "layer_norm", "gelu", "gelu_tanh", "qdq", "pixels", "input", "const"}
+_FREE = {"linear", "layer_norm", "gelu", "gelu_tanh", "qdq", "pixels", "input", "const"}
 
 
 def _problem(node: Node) -> str | None:
@@ -40,8 +35,13 @@ def _problem(node: Node) -> str | None:
     if op == "matmul":
         linear = not constants or (node.inputs[1].is_const and len(node.inputs[1].shape) == 2)
         return None if linear else "a constant operand must be the right-hand one, [K, N]"
+    if op == "softmax":
+        logits = layout_source(node.inputs[0], ("reshape", "permute", "qdq", "add", "multiply"))
+        attention = logits.op == "matmul" and not any(i.is_const for i in logits.inputs)
+        return None if attention else "only the softmax of attention; export logits"
     if op == "multiply":
-        if len(constants) == 1 and constants[0].size == 1:
+        other = next((i for i in node.inputs if not i.is_const), node)
+        if len(constants) == 1 and constants[0].size == 1 and other.op == "matmul":
             return None
         return (
             "only a constant scale next to a linear, a LayerNorm or attention logits can be folded"

@@ -12,7 +12,7 @@ from tvm import relax
 from ..errors import VitqError
 from .fold import evaluate, fold
 from .graph import Graph, Node
-from .naming import digest, module_path, place
+from .naming import SUPPORTED, digest, module_path, place
 from .operators import HANDLERS, static_shape
 
 __all__ = ["Importer", "from_relax"]
@@ -121,8 +121,8 @@ class Importer:
     @staticmethod
     def _name(value: Value, name: str) -> None:
         generic = name[:2] in ("lv", "gv") and (name[2:] or "0").isdigit()
-        if isinstance(value, Node) and not value.name and not generic and not value.is_const:
-            value.name = name
+        if isinstance(value, Node) and not generic and not value.is_const:
+            value.label = name
 
     # -------------------------------------------------------------- calls
     def call(self, call: relax.Call) -> Value:
@@ -147,7 +147,10 @@ class Importer:
     def generic(self, name: str, call: relax.Call) -> Value:
         """Import a call that has no special form: one node, or a constant."""
         if not isinstance(call.ty, relax.TensorType):
-            raise VitqError(f"operator {name} near {self._near(call)} is not supported")
+            raise VitqError(
+                f"operator {name} near {self._near(call)} is not supported; "
+                f"supported are {SUPPORTED}"
+            )
         operands: list[Node] = []
         pieces: list[tuple[str, Any]] = []
         for arg in call.args:

@@ -67,6 +67,7 @@ class Node:
         "attrs",
         "dtype",
         "inputs",
+        "label",
         "name",
         "op",
         "quant",
@@ -93,6 +94,8 @@ class Node:
         self.attrs = attrs or {}
         self.value = value
         self.name = name
+        self.label = ""
+        """Name of the binding in the Relax function that was read, where it has a telling one."""
         self.quant: tuple[np.ndarray, np.ndarray] | None = None
         """Integer codes and scales (same shape) of a constant that arrived quantized."""
         self.site: dict[str, Any] | None = None
@@ -250,6 +253,7 @@ class Graph:
             new.name = old.name
         if new.site is None:
             new.site = old.site
+        new.label = new.label or old.label
         for user in set(old.users):
             user.inputs = [new if operand is old else operand for operand in user.inputs]
         new.users.extend(old.users)

@@ -8,7 +8,14 @@ import numpy as np
 
 from .graph import Node
 
-__all__ = ["digest", "module_path", "place"]
+__all__ = ["SUPPORTED", "digest", "module_path", "place"]
+
+SUPPORTED = (
+    "linear layers, patch-embedding convolutions, attention (matmul, scale, bias, mask, "
+    "softmax), layer_norm, gelu, residual add, position embedding, mean pooling and operators that "
+    "only move elements"
+)
+"""What the grammar covers, in the words of an error message."""
 
 
 def place(node: Node) -> str:
@@ -17,8 +24,8 @@ def place(node: Node) -> str:
     frontier = [node]
     while frontier:
         for candidate in frontier:
-            if candidate.name:
-                return candidate.name
+            if candidate.name or candidate.label:
+                return candidate.name or candidate.label
         above = [i for n in frontier for i in n.inputs if id(i) not in seen]
         seen.update(id(n) for n in above)
         frontier = above

@@ -36,6 +36,8 @@ def _weight(node: Node) -> relax.Expr:
 
 def _label(node: Node) -> str:
     """Name of the binding: the module's path and, for other than its own output, a role."""
+    if node.label:
+        return node.label
     path = node.name
     parent = path.rpartition(".")[0]
     role = {

@@ -50,7 +50,18 @@ def _mean(graph: Graph, node: Node) -> Node | None:
     return graph.reshape(mean, node.shape)
 
 
+def _full_rank(graph: Graph, node: Node) -> Node | None:
+    rank = len(node.shape)
+    for i, c in enumerate(node.inputs):
+        if c.is_const and 1 < len(c.shape) < rank:
+            shape = (1,) * (rank - len(c.shape)) + c.shape
+            widened = graph.const(c.array.reshape(shape), c.name)
+            return graph.binary("add", node.inputs[1 - i], widened, node.name)
+    return None
+
+
 RULES = (
     Rule("add-through-concat", ("add",), _add_through_concat, "class token + position is constant"),
+    Rule("full-rank", ("add",), _full_rank, "positions and biases have the rank of what they meet"),
     Rule("mean", ("mean",), _mean, "pooling is over one axis, not kept"),
 )

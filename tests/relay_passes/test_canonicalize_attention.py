@@ -76,7 +76,7 @@ def test_bias_inside_the_scale_comes_out() -> None:
 
 def test_minus_infinity_becomes_finite() -> None:
     mask = np.triu(np.full((5, 5), -np.inf, "float32"), 1)
-    finite = np.where(np.isinf(mask), np.float32(-100), mask)
+    finite = np.where(np.isinf(mask), np.float32(-100), mask)[None, None]
 
     assert_canonical_form(
         function(SHAPE, lambda e, x: attention(e, x, mask=mask)),

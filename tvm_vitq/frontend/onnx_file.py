@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +14,7 @@ from relay_passes.errors import VitqError
 
 from .onnx_shapes import with_static_shapes
 from .source import Imported
-from .torch_export import fixed_shape, one_line
+from .torch_export import fixed_shape, one_line, quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -75,8 +72,7 @@ def load_onnx(path: Path, batch: int | None) -> Imported:
 def _to_relax(model: onnx.ModelProto, opset: int) -> tvm.IRModule:
     from tvm.relax.frontend.onnx import from_onnx
 
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with quiet():
         return from_onnx(model, opset=opset)
 
 

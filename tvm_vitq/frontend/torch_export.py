@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +21,7 @@ from .source import Imported
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["export_module", "import_program", "load_pt2", "one_line"]
+__all__ = ["export_module", "import_program", "load_pt2", "one_line", "quiet"]
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
@@ -24,6 +29,19 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep libraries' warnings off the standard streams: what matters becomes one error line."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def export_module(
@@ -40,7 +58,7 @@ def export_module(
 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             return torch.export.export(model, (torch.zeros(shape, device=device),))
     except Exception as error:  # torch.export raises whatever the model's code raises
         raise VitqError(
@@ -90,7 +108,7 @@ def import_program(
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             mod = from_exported_program(
                 program, keep_params_as_input=True, custom_convert_map=_CONVERTERS
             )
@@ -143,11 +161,12 @@ def load_pt2(path: Path, batch: int | None) -> Imported:
             f"{path} is not a .pt2 file (or is truncated); write it with torch.export.save"
         )
     try:
-        program = torch.export.load(path)
+        with quiet():
+            program = torch.export.load(path)
     except Exception as error:  # anything from zip, json, pickle and torch
         raise VitqError(
-            f"{path} cannot be read as a torch.export program ({one_line(error)}); write it with "
-            f"torch.export.save of torch {torch.__version__.split('+')[0]}"
+            f"{path} cannot be read as a torch.export program by torch "
+            f"{torch.__version__.split('+')[0]}; write it with torch.export.save"
         ) from error
     inputs = [s for s in program.graph_signature.user_inputs]
     placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
