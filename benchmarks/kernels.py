@@ -46,27 +46,31 @@ def fastest(run: Callable[[], Any], seconds: float = 0.3) -> float:
     return best
 
 
-def register_peak(name: str, target: tvm.target.Target, registers: int) -> float:
+def register_peak(
+    name: str, target: tvm.target.Target, registers: int, chain: int = 1
+) -> float:
     """Return the rate of a dot sequence without its memory traffic, in GMAC/s."""
     dot = DOTS[name]
     rows, vectors, steps, rounds = (8 if registers == 32 else 4), 2, 64, 4000
     width = dot.lanes * dot.kv
     w = Writer()
-    a = tirx.decl_buffer((rows * dot.kv,), dot.operand, "a")
-    b = tirx.decl_buffer((steps * vectors * width,), dot.weight, "b")
+    a = tirx.decl_buffer((rows * chain * dot.kv,), dot.operand, "a")
+    b = tirx.decl_buffer((steps * chain * vectors * width,), dot.weight, "b")
     out = tirx.decl_buffer((rows * vectors * dot.lanes,), "int32", "out")
     lanes = dot.lanes
     acc = w.alloc("acc", (rows * vectors * lanes,), "int32")
     for i in range(rows * vectors):
         w.store(acc, const(0, vector_type("int32", lanes)), i * lanes, lanes=lanes)
-    groups = [w.bind("g", tirx.reinterpret("int32", load(a, r * dot.kv, lanes=dot.kv)))
-              for r in range(rows)]
+    groups = [[w.bind("g", tirx.reinterpret(
+        "int32", load(a, (r * chain + u) * dot.kv, lanes=dot.kv))) for u in range(chain)]
+        for r in range(rows)]
     with w.loop("round", rounds), w.loop("k", steps) as k:
+        columns = [[w.bind("w", load(b, ((k * chain + u) * vectors + v) * width, lanes=width))
+                    for u in range(chain)] for v in range(vectors)]
         for v in range(vectors):
-            column = w.bind("w", load(b, (k * vectors + v) * width, lanes=width))
             for r in range(rows):
                 at = (r * vectors + v) * lanes
-                total = dot.step(load(acc, at, lanes=lanes), groups[r], column)
+                total = dot.step(load(acc, at, lanes=lanes), groups[r], columns[v])
                 w.store(acc, total, at, lanes=lanes)
     for i in range(rows * vectors):
         w.store(out, load(acc, i * lanes, lanes=lanes), i * lanes, lanes=lanes)
@@ -74,7 +78,7 @@ def register_peak(name: str, target: tvm.target.Target, registers: int) -> float
     lib = tvm.compile(func, target=target)
     args = [tvm.runtime.tensor(np.ones([int(s) for s in p.shape], str(p.dtype)))
             for p in (a, b, out)]
-    macs = rows * vectors * width * steps * rounds
+    macs = rows * vectors * width * steps * rounds * chain
     return macs / fastest(lambda: lib["main"](*args), 1.0) / 1e9
 
 

@@ -21,7 +21,7 @@ from relay_passes.dialect.checking import dtype_interval, value_interval
 from relay_passes.dialect.registry import SPECS, Claim, Interval, constant_of
 from relay_passes.errors import VitqError
 
-__all__ = ["check_ranges", "headroom_bits"]
+__all__ = ["check_ranges", "code_intervals", "headroom_bits"]
 
 _MENDS = {
     "int32": "give its input fewer bits (int8, or a smaller code range)",
@@ -52,6 +52,16 @@ def check_ranges(mod: tvm.IRModule) -> list[dict[str, Any]]:
     for name, func in reachable(mod).items():
         _Analysis(name, rows).function(func)
     return rows
+
+
+def code_intervals(func: relax.Function) -> dict[relax.Var, Any]:
+    """Return the proved interval of every variable of a function, None where it has no codes.
+
+    The function must have passed :func:`check_ranges`.
+    """
+    analysis = _Analysis("", [])
+    analysis.function(func)
+    return analysis.intervals
 
 
 def headroom_bits(claim: Claim) -> float:

@@ -9,10 +9,14 @@ After (``nt`` columns a block, ``kv`` channels a group, as the dot sequence want
     vitq.packed_linear_requant(x, w' int8[N/nt, K/kv, nt, kv], bias', mult', shift', …)
 
 The packed weights replace the original ones, so weights are still stored once, as int8. Where the
-instruction set has no kernels nothing changes.
+instruction set has no kernels nothing changes. The dot sequence is chosen for each layer (and,
+within it, each column block) from the weights and the proved interval of the activations' codes:
+see ``schedules.packing``.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import tvm
@@ -22,8 +26,9 @@ from tvm.relax.expr_functor import PyExprMutator
 from schedules.isa import ISA
 from schedules.packing import LinearPlan, narrow_form, pack, pad_columns, plan_linear
 
+from .check_ranges import code_intervals
 from .dialect import packed as _packed_dialect
-from .dialect.registry import call, constant_of, is_vitq_call
+from .dialect.registry import Interval, call, constant_of, is_vitq_call
 
 __all__ = ["PackWeights"]
 
@@ -60,17 +65,20 @@ def pack_linear(node: relax.Call, plan: LinearPlan) -> relax.Call:
     name = node.op.name.removeprefix("vitq.")
     return call(
         f"packed_{name}", x, *args, **attrs, columns=int(w.shape[1]), dot=plan.dot.name,
-        lanes=plan.dot.lanes, offset=plan.offset,
+        lanes=plan.dot.lanes, offset=plan.offset, chains=list(plan.chains),
+        fallback=plan.fallback,
     )
 
 
 @relax.expr_functor.mutator
 class _Pack(PyExprMutator):
-    def __init__(self, mod: tvm.IRModule, isa: ISA) -> None:
+    def __init__(self, mod: tvm.IRModule, isa: ISA, intervals: dict[relax.Var, Any]) -> None:
         super().__init__(mod)
         self.isa = isa
+        self.intervals = intervals
 
     def visit_call_(self, node: relax.Call) -> relax.Expr:
+        codes = self.intervals.get(node.args[0]) if node.args else None
         node = self.visit_expr_post_order(node)
         if not any(is_vitq_call(node, name) for name in LINEAR):
             return node
@@ -79,9 +87,9 @@ class _Pack(PyExprMutator):
             return node
         x = node.args[0].ty
         shape = [int(extent) for extent in x.shape.values]
-        depth, columns = constant_of(node.args[1]).shape
-        rows = int(np.prod(shape[:-1]))
-        plan = plan_linear(self.isa, str(x.dtype), rows, depth, columns)
+        w = constant_of(node.args[1])
+        interval = (codes.lo, codes.hi) if isinstance(codes, Interval) else None
+        plan = plan_linear(self.isa, str(x.dtype), int(np.prod(shape[:-1])), w, interval)
         return node if plan is None else pack_linear(node, plan)
 
 
@@ -98,7 +106,7 @@ class PackWeights:
         """Rewrite every Relax function of the module."""
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
-                mutator = _Pack(mod, self.isa)
+                mutator = _Pack(mod, self.isa, code_intervals(func))
                 mutator.builder_.update_func(gvar, mutator.visit_expr(func))
                 mod = mutator.builder_.get()
         return mod

@@ -14,7 +14,7 @@ import tvm
 from tvm import tirx
 
 from .elementwise import schedule_generic
-from .gemm import ANNOTATION, GemmSpec, Tile, default_tile
+from .gemm import ANNOTATION, GemmSpec, Tile, default_tile, linear_tile
 from .isa import ISA
 from .rows import lower_rows
 from .rowwise import is_rowwise, schedule_rowwise
@@ -65,7 +65,7 @@ def schedule_function(func: tirx.PrimFunc, isa: ISA, tile: Tile | None = None) -
             rows = 1
             for extent in shape[:-1]:
                 rows *= extent
-            tile = default_tile(isa, rows, shape[-1])
+            tile = linear_tile(isa, spec, rows, shape[-1])
         return packed_linear(list(func.params), spec, tile, _attrs(func))
     if spec is not None and spec.kind == "matmul":
         kernel = _matmul_kernel(func, spec, isa, tile)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 from .isa import ISA
 
-__all__ = ["ANNOTATION", "Epilogue", "GemmSpec", "Tile", "default_tile", "row_tiles"]
+__all__ = ["ANNOTATION", "Epilogue", "GemmSpec", "Tile", "default_tile", "linear_tile", "row_tiles"]
 
 ANNOTATION = "vitq.gemm"
 
@@ -56,12 +56,34 @@ class Epilogue:
 
 @dataclass(frozen=True)
 class GemmSpec:
-    """A whole matmul PrimFunc: which one, its packed layout, its epilogue."""
+    """A whole matmul PrimFunc: which one, its packed layout, its epilogue.
+
+    Parameters
+    ----------
+    kind
+        ``"linear"``, ``"packed_linear"`` or ``"matmul"``.
+    epilogue
+        What follows the accumulator.
+    dot, vectors
+        Dot sequence of the packed layout and vectors of columns in a block.
+    offset
+        Added to every activation code (the bias takes it back).
+    chains
+        For a sequence that adds in int16: for each column block, how many groups of K may be added
+        before they are widened; 0 where not even one may, so that ``fallback`` is used.
+    fallback
+        Dot sequence of such blocks.
+    transpose_b
+        Of a matmul.
+    """
 
     kind: str
     epilogue: Epilogue
     dot: str = ""
     vectors: int = 0
+    offset: int = 0
+    chains: tuple[int, ...] = ()
+    fallback: str = ""
     transpose_b: bool = False
 
     def to_json(self) -> str:
@@ -72,7 +94,9 @@ class GemmSpec:
     def from_json(text: str) -> GemmSpec:
         """Read what :meth:`to_json` wrote."""
         fields = json.loads(text)
-        return GemmSpec(**{**fields, "epilogue": Epilogue(**fields["epilogue"])})
+        fields["epilogue"] = Epilogue(**fields["epilogue"])
+        fields["chains"] = tuple(fields["chains"])
+        return GemmSpec(**fields)
 
 
 @dataclass(frozen=True)
@@ -119,6 +143,16 @@ def default_tile(isa: ISA, rows: int, columns: int) -> Tile:
     if padded(vectors) * 10 > padded(choices[0]) * 9:  # less than a tenth saved: not worth it
         vectors = choices[0]
     return Tile(rows=accumulators // vectors, vectors=vectors, expand=rows >= 24)
+
+
+def linear_tile(isa: ISA, spec: GemmSpec, rows: int, columns: int) -> Tile:
+    """Return the tile of a packed weight matmul; the packed layout fixes its vectors.
+
+    A sequence that adds in int16 keeps the weights of a whole chain in registers, so its tile has
+    fewer rows.
+    """
+    tile = replace(default_tile(isa, rows, columns), vectors=spec.vectors)
+    return tile.with_rows(tile.rows * 2 // 3) if max(spec.chains, default=0) > 1 else tile
 
 
 def row_tiles(total: int, most: int) -> list[tuple[int, int, int]]:

@@ -39,6 +39,8 @@ class ISA:
         Name of the dot sequence for 8-bit activations, "" if there is none.
     dot16
         Name of the dot sequence for 16-bit activations, "" if there is none.
+    proved8
+        Name of a faster sequence for 8-bit activations that is exact only for some weights.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ISA:
     registers: int
     dot8: str
     dot16: str
+    proved8: str = ""
 
     @property
     def lanes(self) -> int:
@@ -62,9 +65,9 @@ class ISA:
 AVX512VNNI = ISA("avx512vnni", ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 512, 32,
                  "vpdpbusd512", "vpdpwssd512")
 AVX512BW = ISA("avx512bw", ("avx512f", "avx512bw", "avx512vl"), 512, 32,
-               "vpmaddwd512", "vpmaddwd512")
+               "vpmaddwd512", "vpmaddwd512", "vpmaddubsw512")
 AVXVNNI = ISA("avxvnni", ("avx2", "avxvnni"), 256, 16, "vpdpbusd256", "vpdpwssd256")
-AVX2 = ISA("avx2", ("avx2",), 256, 16, "vpmaddwd256", "vpmaddwd256")
+AVX2 = ISA("avx2", ("avx2",), 256, 16, "vpmaddwd256", "vpmaddwd256", "vpmaddubsw256")
 GENERIC = ISA("generic", (), 128, 16, "", "")
 
 _PREFERENCE = (AVX512VNNI, AVX512BW, AVXVNNI, AVX2)

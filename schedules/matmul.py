@@ -102,6 +102,8 @@ def packed_linear_te(
     dot: str,
     lanes: int,
     offset: int = 0,
+    chains: Sequence[int] = (),
+    fallback: str = "",
     mult: te.Tensor | None = None,
     shift: te.Tensor | None = None,
     residual: te.Tensor | None = None,
@@ -123,6 +125,8 @@ def packed_linear_te(
     offset
         Added to every activation code before the product (128 where int8 codes are taken as
         unsigned; ``bias`` must then hold -128 times the column sums of the weights).
+    chains, fallback
+        See :class:`~schedules.gemm.GemmSpec`; they change no bit.
     """
     _, _, nt, kv = (int(s) for s in w.shape)
     k = te.reduce_axis((0, x.shape[-1]), "k")
@@ -135,7 +139,8 @@ def packed_linear_te(
 
     total = te.compute([*x.shape[:-1], columns], product, name="acc")
     acc = te.compute(total.shape, lambda *i: total(*i) + bias(i[-1]), name="biased")
-    spec = GemmSpec("packed_linear", epilogue, dot=dot, vectors=nt // lanes)
+    spec = GemmSpec("packed_linear", epilogue, dot=dot, vectors=nt // lanes, offset=offset,
+                    chains=tuple(chains), fallback=fallback)
     return _finish(acc, epilogue, spec, mult, shift, residual)
 
 

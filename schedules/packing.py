@@ -15,7 +15,12 @@ from .gemm import Tile, default_tile
 from .isa import ISA
 from .x86.intrinsics import DOTS, Dot
 
-__all__ = ["LinearPlan", "narrow_form", "pack", "pad_columns", "plan_linear", "unpack"]
+__all__ = ["CHAINS", "LinearPlan", "chains_of", "narrow_form", "pack", "pad_columns",
+           "plan_linear", "unpack"]
+
+
+CHAINS = (1, 2, 4)
+"""Numbers of groups of K that kernels add in int16."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class LinearPlan:
     dot: Dot
     tile: Tile
     offset: int
+    fallback: str = ""
+    chains: tuple[int, ...] = ()
 
     @property
     def nt(self) -> int:
@@ -32,8 +39,17 @@ class LinearPlan:
         return self.dot.lanes * self.tile.vectors
 
 
-def plan_linear(isa: ISA, dtype: str, rows: int, depth: int, columns: int) -> LinearPlan | None:
-    """Choose dot sequence and tile for ``[rows, depth] x [depth, columns]``.
+def plan_linear(
+    isa: ISA,
+    dtype: str,
+    rows: int,
+    w: np.ndarray,
+    codes: tuple[int, int] | None = None,
+) -> LinearPlan | None:
+    """Choose dot sequence and tile for a matmul of ``rows`` rows by the weights ``w``.
+
+    The sequence that adds in int16 is chosen if it is exact for most of the column blocks; the
+    others fall back. It takes codes from 0, so the lowest code becomes the offset.
 
     Parameters
     ----------
@@ -41,6 +57,12 @@ def plan_linear(isa: ISA, dtype: str, rows: int, depth: int, columns: int) -> Li
         Instruction set of the target.
     dtype
         dtype of the activations: int8, uint8 or int16.
+    rows
+        Rows of the activations.
+    w
+        int8 [K, N].
+    codes
+        Proved interval of the activations' codes; None: their dtype's.
 
     Returns
     -------
@@ -49,10 +71,54 @@ def plan_linear(isa: ISA, dtype: str, rows: int, depth: int, columns: int) -> Li
     """
     if not isa.has_kernels:
         return None
+    tile = default_tile(isa, rows, w.shape[1])
     dot = DOTS[isa.dot16 if dtype == "int16" else isa.dot8]
     offset = 128 if dtype == "int8" and dot.operand == "uint8" else 0
-    del depth
-    return LinearPlan(dot, default_tile(isa, rows, columns), offset)
+    plan = LinearPlan(dot, tile, offset)
+    if dtype == "int16" or not isa.proved8 or rows < 8:
+        return plan
+    low, high = codes or (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    low = min(low, 0) if dtype == "int8" else 0
+    faster = DOTS[isa.proved8]
+    chains = chains_of(pack(w, plan.nt, faster.kv), high - low)
+    proved = [chain for chain in chains if chain]
+    if len(proved) < 0.75 * len(chains):
+        return plan
+    return LinearPlan(faster, tile, -low, isa.dot8, tuple(chains))
+
+
+def chains_of(packed: np.ndarray, largest: int) -> list[int]:
+    """Return for each column block how many groups of K may be added in int16, proved exact.
+
+    Parameters
+    ----------
+    packed
+        int8 [blocks, groups, nt, 4]; codes of channels 0, 1 and of 2, 3 are added by vpmaddubsw.
+    largest
+        Largest activation code; the smallest is 0.
+
+    Returns
+    -------
+    list of int
+        The largest of :data:`CHAINS` for which ``largest`` times the positive weights of every
+        window, and times the negative ones, fits int16; 0 if there is none.
+    """
+    blocks, groups, nt, _ = packed.shape
+    pairs = packed.astype(np.int64).reshape(blocks, groups, nt, 2, 2)
+    positive = np.maximum(pairs, 0).sum(axis=-1)
+    negative = np.minimum(pairs, 0).sum(axis=-1)
+    result = []
+    for block in range(blocks):
+        found = 0
+        for chain in CHAINS:
+            # Windows start at multiples of the chain; the last may be shorter.
+            starts = np.arange(0, groups, chain)
+            most = np.add.reduceat(positive[block], starts, axis=0).max() * largest
+            least = np.add.reduceat(negative[block], starts, axis=0).min() * largest
+            if most <= 2**15 - 1 and least >= -(2**15):
+                found = chain
+        result.append(found)
+    return result
 
 
 def pack(w: np.ndarray, nt: int, kv: int) -> np.ndarray:

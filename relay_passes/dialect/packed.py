@@ -10,6 +10,8 @@ dot        the dot sequence that the layout is made for
 lanes      its 32-bit lanes
 offset     added to every activation code (128 where int8 codes are taken as unsigned); ``bias``
            has the matching ``-offset * sum_k w[k, n]``
+chains     groups of K that each column block may add in int16, 0 for blocks that take ``fallback``
+fallback   the dot sequence of such blocks
 narrow     whether requantisation fits the fast form, shifting the accumulator left by ``lift``
 fold_zero  whether the zero point then fits the rounding constants
 =========  ======================================================================================
@@ -75,6 +77,8 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
         dot=str(attrs["dot"]),
         lanes=int(attrs["lanes"]),
         offset=int(attrs["offset"]),
+        chains=[int(chain) for chain in attrs["chains"]],
+        fallback=str(attrs["fallback"]),
         **dict(zip(("mult", "shift", "residual"), tensors[3:], strict=False)),
     )
 

@@ -52,23 +52,22 @@ class Operand:
 
 
 def convert_rows(
-    w: Writer, source: Operand, dot: Dot, padded: int, name: str, kind: str = "serial"
+    w: Writer, source: Operand, dot: Dot, padded: int, offset: int, name: str,
+    kind: str = "serial",
 ) -> Operand:
-    """Copy an operand into the dot's operand form, zeros behind each row up to ``padded``.
+    """Copy an operand plus ``offset`` into the dot's operand form, zeros behind up to ``padded``.
 
-    Signed 8-bit codes for an unsigned dot get 128 added; the column sums of the other operand,
-    times 128, must then be taken off.
+    The column sums of the other operand, times ``offset``, must be taken off the result.
     """
     out = w.alloc(name, (source.rows * padded,), dot.operand)
-    flip = source.dtype == "int8" and dot.operand == "uint8"
 
     def form(value: Any, n: int) -> Any:
-        if flip:
-            flipped = tirx.bitwise_xor(value, const(-128, vector_type("int8", n)))
-            return tirx.reinterpret(vector_type("uint8", n), flipped)
-        if source.dtype == dot.operand:
-            return value
-        return tirx.Cast(vector_type(dot.operand, n), value)
+        kind = vector_type(dot.operand, n)
+        if source.dtype == "int8" and dot.operand == "uint8":
+            value = tirx.reinterpret(kind, value)  # modulo 256, as the addition is
+        elif source.dtype != dot.operand:
+            value = tirx.Cast(kind, value)
+        return value + const(offset, kind) if offset else value
 
     step = dot.lanes * 2
     with w.loop("row", source.rows, kind) as i:
@@ -105,6 +104,7 @@ class GemmKernel:
     def __init__(self, writer: Writer, dot: Dot, tile: Tile, epilogue: Epilogue) -> None:
         self.w = writer
         self.dot = dot
+        self.chain = 1
         self.tile = tile
         self.epilogue = epilogue
         self.lanes = dot.lanes
@@ -152,25 +152,31 @@ class GemmKernel:
             with w.loop("r", height, "unrolled") as r:
                 w.store(acc, value, (r * vectors + v) * lanes, lanes=lanes)
         whole, tail = divmod(self.rows_of.depth, self.dot.kv)
-        unroll = self.tile.unroll if whole % self.tile.unroll == 0 else 1
-        if whole:
-            with w.loop("ko", whole // unroll) as ko:
+        count, rest = divmod(whole, self.chain)
+        unroll = self.tile.unroll if count % self.tile.unroll == 0 else 1
+        if count:
+            with w.loop("ko", count // unroll) as ko:
                 for u in range(unroll):
-                    self._step(acc, start, height, ko * unroll + u, self.dot.kv)
+                    self._step(acc, start, height, (ko * unroll + u) * self.chain, self.chain)
+        if rest:
+            self._step(acc, start, height, whole - rest, rest)
         if tail:
-            self._step(acc, start, height, whole, tail)
+            self._step(acc, start, height, whole, 1, tail)
         with w.loop("r", height, "unrolled") as r:
             values = [load(acc, (r * vectors + v) * lanes, lanes=lanes) for v in range(vectors)]
             self._finish(values, start + r)
 
-    def _step(self, acc: Any, start: Any, height: int, k: Any, valid: int) -> None:
+    def _step(self, acc: Any, start: Any, height: int, k: Any, chain: int, valid: int = 0) -> None:
+        """Add ``chain`` groups of K from ``k``; the last has ``valid`` codes, if not all."""
         w, vectors = self.w, self.tile.vectors
-        columns = [w.bind("w", self.column_vector(k, v)) for v in range(vectors)]
+        columns = [[w.bind("w", self.column_vector(k + u, v)) for u in range(chain)]
+                   for v in range(vectors)]
         with w.loop("r", height, "unrolled") as r:
-            group = w.bind("a", self._group(start + r, k, valid))
+            groups = [w.bind("a", self._group(start + r, k + u, valid or self.dot.kv))
+                      for u in range(chain)]
             for v in range(vectors):
                 at = (r * vectors + v) * self.lanes
-                total = self.dot.step(load(acc, at, lanes=self.lanes), group, columns[v])
+                total = self.dot.step(load(acc, at, lanes=self.lanes), groups, columns[v])
                 w.store(acc, total, at, lanes=self.lanes)
 
     def _group(self, row: Any, k: Any, valid: int) -> Any:

@@ -1,12 +1,18 @@
 """The dot sequences of x86 as TIR expressions, each with its meaning and the feature it needs.
 
 A sequence adds to each 32-bit lane the dot product of ``kv`` activation codes (the same for every
-lane: a broadcast) and ``kv`` weight codes (one group per lane). All are exact here: products of
-int16 x int8 and uint8 x int8 pairs fit what the instruction adds them in.
+lane: a broadcast) and ``kv`` weight codes (one group per lane). All but ``vpmaddubsw`` are exact
+for any codes: products of int16 x int8 and uint8 x int8 fit what the instruction adds them in.
+``vpmaddubsw`` adds pairs in (saturating) int16, and ``chain`` such sums are added in int16 before
+they are widened: exact if ``a_max`` times the positive (and the negative) weights of a window stays
+in int16, which ``schedules.packing`` proves from the actual weights.
 
 =============  ========================================  ====================  ===============
 name           instructions                              activations           feature
 =============  ========================================  ====================  ===============
+vpmaddubsw256  chain x vpmaddubsw, chain - 1 x vpaddw,   uint8, kv = 4         avx2
+               vpmaddwd by 1, vpaddd
+vpmaddubsw512  the same, 512 bits                        uint8, kv = 4         avx512bw
 vpmaddwd256    vpmaddwd + vpaddd                         int16, kv = 2         avx2
 vpmaddwd512    the same, 512 bits                        int16, kv = 2         avx512bw
 vpdpwssd256    vpdpwssd                                  int16, kv = 2         avxvnni
@@ -18,12 +24,13 @@ vpdpbusd512    the same, 512 bits                        uint8, kv = 4         a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 
-from ..builder import vector_type
+from ..builder import const, vector_type
 
 __all__ = ["DOTS", "Dot"]
 
@@ -50,6 +57,8 @@ class Dot:
         Whether the instruction adds to the accumulator itself.
     mnemonic
         What a disassembly shows.
+    widen
+        LLVM's name of the instruction that turns pairs of int16 sums into int32, if there is one.
     """
 
     name: str
@@ -61,24 +70,37 @@ class Dot:
     fused: bool
     mnemonic: str
 
-    def step(self, acc: Any, group: Any, weights: Any) -> Any:
-        """Return ``acc + group . weights``.
+    widen: str = ""
+
+    def step(self, acc: Any, groups: Sequence[Any], weights: Sequence[Any]) -> Any:
+        """Return ``acc + sum_i groups[i] . weights[i]``.
 
         Parameters
         ----------
         acc
             int32 x lanes.
-        group
-            ``kv`` activation codes reinterpreted as one int32.
+        groups
+            Each ``kv`` activation codes reinterpreted as one int32.
         weights
-            ``weight`` dtype x (lanes * kv).
+            Each ``weight`` dtype x (lanes * kv).
         """
         wide = vector_type(self.operand, self.lanes * self.kv)
         out = vector_type("int32", self.lanes)
-        codes = tirx.reinterpret(wide, tirx.Broadcast(group, self.lanes))
-        if self.fused:
-            return tirx.call_llvm_pure_intrin(out, self.intrinsic, acc, codes, weights)
-        return acc + tirx.call_llvm_pure_intrin(out, self.intrinsic, codes, weights)
+        pairs = vector_type("int16", self.lanes * 2)
+        call = tirx.call_llvm_pure_intrin
+        short = None
+        for group, columns in zip(groups, weights, strict=True):
+            codes = tirx.reinterpret(wide, tirx.Broadcast(group, self.lanes))
+            if self.fused:
+                acc = call(out, self.intrinsic, acc, codes, columns)
+            elif not self.widen:
+                acc = acc + call(out, self.intrinsic, codes, columns)
+            else:
+                sums = call(pairs, self.intrinsic, codes, columns)
+                short = sums if short is None else short + sums
+        if short is not None:
+            acc = acc + call(out, self.widen, short, const(1, pairs))
+        return acc
 
 
 DOTS = {
@@ -95,5 +117,9 @@ DOTS = {
             "vpdpbusd"),
         Dot("vpdpbusd512", 16, 4, "uint8", "int8", "llvm.x86.avx512.vpdpbusd.512", True,
             "vpdpbusd"),
+        Dot("vpmaddubsw256", 8, 4, "uint8", "int8", "llvm.x86.avx2.pmadd.ub.sw", False,
+            "vpmaddubsw", "llvm.x86.avx2.pmadd.wd"),
+        Dot("vpmaddubsw512", 16, 4, "uint8", "int8", "llvm.x86.avx512.pmaddubs.w.512", False,
+            "vpmaddubsw", "llvm.x86.avx512.pmaddw.d.512"),
     )
 }

@@ -1,11 +1,13 @@
 """The packed weight matmul of x86.
 
-``out[i, n] = epilogue(sum_k x[i, k] * w[k, n] + bias[n])`` with weights packed as
+``out[i, n] = epilogue(sum_k (x[i, k] + offset) * w[k, n] + bias[n])`` with weights packed as
 ``[N/nt, K/kv, nt, kv]`` int8. Loop order: column blocks (parallel), row tiles, K. One block's
 weights stay in the first-level cache while all rows pass; activations stream from the second level.
 
 Activations that are not yet what the dot sequence loads (int8 for a 16-bit one, say) are converted
-once, in a first stage: it touches M*K elements where the matmul takes M*K*N/32 cycles.
+once, in a first stage: it touches M*K elements where the matmul takes M*K*N/32 cycles. Where the
+sequence is exact for some column blocks only, the others take the fallback sequence from the same
+packed weights, through a panel that is sign-extended once a block.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class _Linear(GemmKernel):
     def __init__(self, params: Sequence[Any], spec: GemmSpec, tile: Tile) -> None:
         super().__init__(Writer(), DOTS[spec.dot], tile, spec.epilogue)
         self.params = params
+        self.spec = spec
         x, weights, self.bias, *rest = params[:-1]
         w, depth, rows = self.w, int(x.shape[-1]), product(x.shape[:-1])
         self.columns = int(params[-1].shape[-1])
@@ -38,40 +41,81 @@ class _Linear(GemmKernel):
             self.mult, self.shift, *rest = rest
         if spec.epilogue.kind == "requant_add":
             self.residual = Operand(w.flat(rest[0]), 0, self.columns, rows, self.columns)
-        self.blocks, self.steps = int(weights.shape[0]), int(weights.shape[1])
-        self.width = self.lanes * self.dot.kv
+        self.blocks, self.steps, _, self.packed_kv = (int(s) for s in weights.shape)
         self.packed = w.alias(
-            weights, (self.blocks, self.steps, tile.vectors * self.width), "packed"
+            weights, (self.blocks, self.steps, self.nt * self.packed_kv), "packed"
         )
-        self.rows_of = Operand(w.flat(x), 0, depth, rows, depth)
+        self.x = Operand(w.flat(x), 0, depth, rows, depth)
 
     def build(self, attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""
-        w, rows = self.w, self.rows_of.rows
-        if self.rows_of.dtype != self.dot.operand:
-            padded = self.steps * self.dot.kv
-            self.rows_of = convert_rows(
-                w, self.rows_of, self.dot, padded, "operand", "parallel"
-            )
+        w, modes = self.w, self._modes()
+        operands = {dot: self._operand(dot) for dot in dict.fromkeys(dot for dot, _ in modes)}
         with w.loop("block", self.blocks, "parallel") as block:
             self.block = block
             self.first = block * self.nt
-            self._expand_weights()
             self._lay_out_scales()
-            self.all_rows(rows)
+            for (dot, chain), members in modes.items():
+                self.dot, self.chain, self.rows_of = DOTS[dot], chain, operands[dot]
+                if len(modes) == 1:
+                    self._block()
+                    continue
+                with w.when(_one_of(block, members)):
+                    self._block()
         return w.prim_func(self.params, attrs)
 
+    def _modes(self) -> dict[tuple[str, int], list[int]]:
+        """Return the column blocks of each (dot sequence, chain) in use."""
+        spec = self.spec
+        modes: dict[tuple[str, int], list[int]] = {}
+        for block, chain in enumerate(spec.chains or (1,) * self.blocks):
+            mode = (spec.dot, chain) if chain else (spec.fallback, 1)
+            modes.setdefault(mode, []).append(block)
+        return modes
+
+    def _operand(self, name: str) -> Operand:
+        dot = DOTS[name]
+        if self.x.dtype == dot.operand and not self.spec.offset:
+            return self.x
+        padded = self.steps * self.packed_kv
+        return convert_rows(
+            self.w, self.x, dot, padded, self.spec.offset, f"operand_{dot.operand}", "parallel"
+        )
+
+    def _block(self) -> None:
+        self._expand_weights()
+        self.all_rows(self.x.rows)
+
     def _expand_weights(self) -> None:
-        """Sign-extend the block's weights into a local panel, if the tile says so."""
+        """Sign-extend the block's weights into a local panel, if tile or layout want it."""
         self.panel = None
-        if not self.tile.expand or self.dot.weight == "int8":
+        split = self.packed_kv // self.dot.kv
+        if split == 1 and not (self.tile.expand and self.dot.weight == "int16"):
             return
-        w, width = self.w, self.tile.vectors * self.width
-        panel = w.alloc("panel", (self.steps, width), "int16")
+        w, lanes = self.w, self.nt * self.dot.kv
+        panel = w.alloc("panel", (self.steps * split, lanes), "int16")
         with w.loop("k", self.steps) as k:
-            value = load(self.packed, self.block, k, 0, lanes=width)
-            w.store(panel, tirx.Cast(vector_type("int16", width), value), k, 0, lanes=width)
+            if split == 1:
+                value = load(self.packed, self.block, k, 0, lanes=lanes)
+                w.store(panel, tirx.Cast(vector_type("int16", lanes), value), k, 0, lanes=lanes)
+            else:
+                self._split_groups(panel, k, split)
         self.panel = panel
+
+    def _split_groups(self, panel: Any, k: Any, split: int) -> None:
+        """Take groups of ``packed_kv`` channels apart into ``split`` groups of the dot's."""
+        w, kv, packed_kv = self.w, self.dot.kv, self.packed_kv
+        for v in range(self.tile.vectors):
+            codes = w.bind("codes", load(
+                self.packed, self.block, k, v * self.lanes * packed_kv,
+                lanes=self.lanes * packed_kv))
+            for part in range(split):
+                picks = [j * packed_kv + part * kv + i
+                         for j in range(self.lanes) for i in range(kv)]
+                some = tirx.Shuffle([codes], [tirx.const(p, "int32") for p in picks])
+                width = self.lanes * kv
+                w.store(panel, tirx.Cast(vector_type("int16", width), some), k * split + part,
+                        v * width, lanes=width)
 
     def _lay_out_scales(self) -> None:
         """Lay the block's multipliers and shifts out for the fast requantisation."""
@@ -96,11 +140,12 @@ class _Linear(GemmKernel):
 
     def column_vector(self, k: Any, v: int) -> Any:
         """Load packed weights, sign-extended if the dot wants 16 bits."""
+        width = self.lanes * self.dot.kv
         if self.panel is not None:
-            return load(self.panel, k, v * self.width, lanes=self.width)
-        value = load(self.packed, self.block, k, v * self.width, lanes=self.width)
+            return load(self.panel, k, v * width, lanes=width)
+        value = load(self.packed, self.block, k, v * width, lanes=width)
         if self.dot.weight == "int16":
-            value = tirx.Cast(vector_type("int16", self.width), value)
+            value = tirx.Cast(vector_type("int16", width), value)
         return value
 
     def start_value(self, v: int) -> Any:
@@ -119,6 +164,20 @@ class _Linear(GemmKernel):
         """Load multipliers and shifts."""
         at = self.first + v * self.lanes
         return load(self.mult, at, lanes=self.lanes), load(self.shift, at, lanes=self.lanes)
+
+
+def _one_of(block: Any, members: Sequence[int]) -> Any:
+    """Return the condition that ``block`` is one of ``members``, as few ranges as there are."""
+    condition = None
+    for member in members:
+        if member - 1 in members:
+            continue
+        last = member
+        while last + 1 in members:
+            last += 1
+        here = block == member if last == member else tirx.all(block >= member, block <= last)
+        condition = here if condition is None else tirx.any(condition, here)
+    return condition
 
 
 def packed_linear(

@@ -64,7 +64,7 @@ class _Matmul(GemmKernel):
                                self.rows, self.columns)
             if self.rows_of.dtype != self.dot.operand:
                 self.rows_of = convert_rows(
-                    w, self.rows_of, self.dot, self.groups * self.dot.kv, "operand")
+                    w, self.rows_of, self.dot, self.groups * self.dot.kv, self._offset, "operand")
             self.packed = w.alloc("packed", (self.block_size,), self.dot.weight)
             self.sums = w.alloc("sums", (self.nt,), "int32")
             with w.loop("block", self.blocks) as block:

@@ -148,7 +148,7 @@ def column_sums(w: Writer, dot: Dot, packed: Any, base: Any, groups: int, nt: in
     with w.loop("g", groups) as g:
         for v in vectors:
             codes = load(packed, base + (g * nt + v * lanes) * kv, lanes=lanes * kv)
-            total = dot.step(load(out, v * lanes, lanes=lanes), ones, codes)
+            total = dot.step(load(out, v * lanes, lanes=lanes), [ones], [codes])
             w.store(out, total, v * lanes, lanes=lanes)
     for v in vectors:
         total = load(out, v * lanes, lanes=lanes) * const(scale, full)

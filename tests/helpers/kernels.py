@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Kernel:
     lib: Any
     args: list[Any]
     expected: np.ndarray
+    plan: Any = None
 
     def run(self) -> np.ndarray:
         self.lib["main"](*self.args)
@@ -56,19 +57,26 @@ def make_linear(
     res_shift: int = 30,
     tile: Tile | None = None,
     seed: int = 0,
+    codes: tuple[int, int] | None = None,
+    largest_weight: int | np.ndarray = 127,
 ) -> Kernel:
-    """Build a packed linear kernel with random (or extreme) codes."""
+    """Build a packed linear kernel with random (or extreme) codes.
+
+    ``codes`` narrows the activations' interval, ``largest_weight`` (of all columns, or of each) the
+    weights.
+    """
     where = resolve_target(target)
     isa = isa_for(where)
-    plan = plan_linear(isa, dtype, rows, depth, columns)
-    if tile is not None:
-        plan = type(plan)(plan.dot, tile, plan.offset)
     rng = np.random.default_rng(seed)
-    low, high = LIMITS[dtype]
-    pick = (lambda lo, hi, s: rng.choice([lo, hi], s)) if extreme else (
+    low, high = codes or LIMITS[dtype]
+    pick = (lambda lo, hi, s: np.where(rng.integers(0, 2, s), lo, hi)) if extreme else (
         lambda lo, hi, s: rng.integers(lo, hi + 1, s))
     x = pick(low, high, (1, rows, depth)).astype(dtype)
-    w = pick(-127, 127, (depth, columns)).astype("int8")
+    most = np.broadcast_to(largest_weight, (depth, columns))
+    w = pick(-most, most, (depth, columns)).astype("int8")
+    plan = plan_linear(isa, dtype, rows, w, codes)
+    if tile is not None:
+        plan = replace(plan, tile=tile)
     bias = rng.integers(-(10**5), 10**5, columns).astype("int32")
     mult = rng.integers(-(2**31) + 1, 2**31, columns).astype("int32")
     shift = rng.integers(*shifts, columns).astype("int32")
@@ -98,11 +106,11 @@ def make_linear(
                for n, v in zip(names, values, strict=True)]
     extra = dict(zip(names[3:], tensors[3:], strict=True))
     out = packed_linear_te(*tensors[:3], columns, epilogue, plan.dot.name, plan.dot.lanes,
-                           plan.offset, **extra)
+                           plan.offset, plan.chains, plan.fallback, **extra)
     func = te.create_prim_func([*tensors, out])
     lib = tvm.compile(schedule_function(func, isa, tile), target=where)
     args = [tvm.runtime.tensor(v) for v in [*values, np.zeros_like(expected)]]
-    return Kernel(lib, args, expected)
+    return Kernel(lib, args, expected, plan)
 
 
 def make_matmul(
