@@ -116,7 +116,7 @@ def test_inner_loop(target: str, mnemonic: str, tile: int) -> None:
     allowed = 2 if mnemonic == "vpmaddubsw" else 0
     spills = [line for line in loop if "(%rsp)" in line or "(%rbp)" in line]
     assert len(spills) <= allowed, spills
-    assert len(loop) <= 3.1 * len(dots), loop
+    assert len(loop) <= (3.7 if mnemonic == "vpmaddubsw" else 3.1) * len(dots), loop
 
 
 @pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4", "znver5"])
