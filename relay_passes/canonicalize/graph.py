@@ -11,7 +11,7 @@ The vocabulary of nodes is smaller than Relax's:
 op         inputs                         attributes
 ========== ============================== =====================================================
 input      --                             --
-const      --                             ``value`` holds the array
+const      --                             ``value`` holds the array; exact: before quantization
 reshape    x                              (the shape is the node's own)
 permute    x                              axes
 slice      x                              axis, begin, end (step 1, one axis)

@@ -287,6 +287,7 @@ def _dequantize(im: Importer, call: relax.Call) -> Value:
         and x.dtype in ("int8", "uint8")
     ):
         node.quant = (codes.astype("int8"), scales)
+    node.attrs = dict(x.attrs)
     return node
 
 
@@ -300,7 +301,9 @@ def _quantized_const(
     zero = np.broadcast_to(zero, scale.shape).reshape(shape).astype("int64")
     codes = np.rint(x.array / scale.reshape(shape)).astype("int64") + zero
     info = np.iinfo(dtype)
-    return im.graph.const(np.clip(codes, info.min, info.max).astype(dtype), x.name)
+    out = im.graph.const(np.clip(codes, info.min, info.max).astype(dtype), x.name)
+    out.attrs["exact"] = x.array
+    return out
 
 
 def _quantize(im: Importer, call: relax.Call) -> Value:

@@ -9,6 +9,8 @@ model, and a replacement inherits the quantizer of the value it replaces. At the
 
 from __future__ import annotations
 
+from typing import Any
+
 from .graph import Graph, Node
 
 __all__ = ["is_site", "lift", "place_pairs"]
@@ -69,8 +71,26 @@ def place_pairs(graph: Graph) -> None:
         if node.site is None or node.op in ("pixels", "const") or not is_site(node):
             continue
         users = list(node.users)
-        pair = Node("qdq", [node], node.shape, node.dtype, dict(node.site), name=node.name)
+        pair = _pair(node, node.site)
         for user in set(users):
             user.inputs = [pair if i is node else i for i in user.inputs]
         node.users = [pair]
         pair.users = users
+    for node in order:  # constant tokens take the scale of what they are joined with
+        if node.op == "concat":
+            scales = [s for s in map(_scale_of, node.inputs) if s is not None]
+            for i, operand in enumerate(node.inputs):
+                if operand.is_const and scales:
+                    exact = graph.const(operand.attrs.get("exact", operand.array), operand.name)
+                    node.inputs[i] = _pair(exact, scales[0])
+    graph.prune()
+
+
+def _pair(node: Node, site: dict[str, Any]) -> Node:
+    return Node("qdq", [node], node.shape, node.dtype, dict(site), name=node.name)
+
+
+def _scale_of(node: Node) -> dict[str, Any] | None:
+    while node.op in (*_LAYOUT, "concat"):
+        node = next((i for i in node.inputs if not i.is_const), node.inputs[0])
+    return node.attrs if node.op == "qdq" else None

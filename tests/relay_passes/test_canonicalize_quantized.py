@@ -68,6 +68,20 @@ def test_pair_moves_above_layouts_and_off_a_branch() -> None:
     assert_canonical_form(function((1, 4, 6), before), function((1, 4, 6), expected))
 
 
+def test_constant_token_takes_the_scale_of_the_patches() -> None:
+    token = array(1, 1, 6)
+
+    def before(e, x):
+        y = linear(e, pair(e, x, 0.2))
+        return pair(e, e(R.concat([const(token), y], axis=1)), 0.3)
+
+    def expected(e, x):
+        first = pair(e, const(token), 0.3)
+        return e(R.concat([first, pair(e, linear(e, pair(e, x, 0.2)), 0.3)], axis=1))
+
+    assert_canonical_form(function((1, 4, 6), before), function((1, 4, 6), expected))
+
+
 def test_weight_codes_and_scales_are_kept() -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(-127, 128, (5, 6)).astype("int8")
