@@ -54,7 +54,9 @@ def is_lookup(block: Any) -> bool:
         parts = [getattr(expr, name) for name in ("a", "b", "value") if hasattr(expr, name)]
         return any(holds_load(part) for part in parts)
 
-    return type(value).__name__ == "TensorLoad" and any(holds_load(i) for i in value.indices)
+    if value is None or type(value).__name__ != "TensorLoad":
+        return False
+    return any(holds_load(i) for i in value.indices)
 
 
 def _schedule_block(schedule: Schedule, block: Any, lanes: int) -> None:

@@ -32,7 +32,6 @@ def _finish(
     mult: te.Tensor | None,
     shift: te.Tensor | None,
     residual: te.Tensor | None,
-    shape: Sequence[Any] | None = None,
 ) -> te.Tensor:
     """Append the stage ``out`` to an accumulator."""
 
@@ -40,7 +39,7 @@ def _finish(
         value = acc(*index)
         if epilogue.kind == "acc":
             return value
-        if mult is None:
+        if mult is None or shift is None:
             total = requantize_te(value, epilogue.mult, epilogue.shift)
         else:
             total = requantize_te(value, mult(index[-1]), shift(index[-1]))
@@ -53,9 +52,7 @@ def _finish(
         high = tirx.const(epilogue.qmax, "int64")
         return tirx.max(tirx.min(total, high), low).astype(epilogue.out_dtype)
 
-    return te.compute(
-        shape or acc.shape, element, name="out", attrs={ANNOTATION: spec.to_json()}
-    )
+    return te.compute(acc.shape, element, name="out", attrs={ANNOTATION: spec.to_json()})
 
 
 def linear_te(
