@@ -75,14 +75,17 @@ def golden_codes(integer: tvm.IRModule, images: np.ndarray | None, count: int = 
     VitqError
         If the images have another shape or dtype than the model's input, or are not finite.
     """
+    from tvm_vitq.artifact.golden import on_grid
     from tvm_vitq.artifact.metadata import input_and_output
     from tvm_vitq.reference.interpreter import Interpreter
 
     codes, _ = input_and_output(integer)
+    limits = codes["qmin"], codes["qmax"]
     if images is None:
         rng = np.random.default_rng(0)
         shape = (count, *codes["shape"][1:])
-        return rng.integers(codes["qmin"], codes["qmax"] + 1, shape).astype(codes["dtype"])
+        drawn = rng.integers(codes["qmin"], codes["qmax"] + 1, shape).astype(codes["dtype"])
+        return on_grid(drawn, *limits)
     x = integer["main"].params[0]
     dims, dtype = [int(v) for v in x.ty.shape.values], str(x.ty.dtype)
     images = np.asarray(images)[:count]
@@ -111,7 +114,7 @@ def golden_codes(integer: tvm.IRModule, images: np.ndarray | None, count: int = 
             run(part, observe)
         except _EnoughError:
             continue
-    return np.concatenate(found)[: len(images)]
+    return on_grid(np.concatenate(found)[: len(images)], *limits)
 
 
 def reference_logits(split: tvm.IRModule, codes: np.ndarray, batch: int) -> np.ndarray:

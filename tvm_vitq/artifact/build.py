@@ -6,7 +6,7 @@ The library exports, as functions of the Relax virtual machine:
 ``main_codes(q)``         input codes to logit codes, no float anywhere
 ``vitq_metadata()``       uint8 vector, UTF-8 JSON
 ``vitq_bounds()``         uint8 vector, the rows of the range proof: JSON compressed with zlib
-``vitq_golden_inputs()``  input codes, ``[V, ...]``
+``vitq_golden_inputs()``  input codes, ``[V, ...]``; see :mod:`tvm_vitq.artifact.golden`
 ``vitq_golden_logits()``  what the reference interpreter makes of them, ``[V, classes]``
 
 It needs no other library than the C library. Debug information is left out; kernel names stay, for
@@ -28,6 +28,8 @@ import tvm
 from tvm import relax
 
 from relay_passes.errors import VitqError
+
+from .golden import shrink
 
 __all__ = ["add_constant_functions", "export"]
 
@@ -95,10 +97,12 @@ def export(
     VitqError
         If no linker is found.
     """
+    stored, shift = shrink(golden_inputs)
+    document = {**metadata, "golden": {"shift": shift}}
     constants = {
-        "vitq_metadata": np.frombuffer(_json(dict(metadata)), dtype=np.uint8),
+        "vitq_metadata": np.frombuffer(_json(document), dtype=np.uint8),
         "vitq_bounds": np.frombuffer(zlib.compress(_json(list(bounds)), 9), dtype=np.uint8),
-        "vitq_golden_inputs": golden_inputs,
+        "vitq_golden_inputs": stored,
         "vitq_golden_logits": golden_logits,
     }
     linker = _linker(target)

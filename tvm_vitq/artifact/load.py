@@ -20,6 +20,7 @@ import numpy as np
 from relay_passes.errors import VitqError
 
 from .elf import METADATA_FORMAT, check_artifact_file
+from .golden import expand
 
 __all__ = ["Artifact", "load", "set_threads"]
 
@@ -220,7 +221,10 @@ class Artifact:
     @property
     def golden(self) -> tuple[np.ndarray, np.ndarray]:
         """Stored input codes ``[V, ...]`` and the logit codes ``[V, classes]`` they must give."""
-        return self._vm["vitq_golden_inputs"]().numpy(), self._vm["vitq_golden_logits"]().numpy()
+        stored = self._vm["vitq_golden_inputs"]().numpy()
+        shift = int(self.metadata.get("golden", {}).get("shift", 0))
+        codes = expand(stored, shift, self.metadata["input"]["codes"]["dtype"])
+        return codes, self._vm["vitq_golden_logits"]().numpy()
 
     @property
     def bounds(self) -> list[dict[str, Any]]:
