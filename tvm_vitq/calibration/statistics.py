@@ -18,6 +18,12 @@ __all__ = ["ChannelStatistics", "Recorder"]
 ROWS = 4096
 """Rows of the sample, at most."""
 
+FEW = 32
+"""Rows below which the extremes of single channels mean nothing."""
+
+MARGIN = 0.125
+"""What is added to either end of a range from so few rows, as a share of it."""
+
 VALUES = 1 << 16
 """Values that a range is searched on, at most."""
 
@@ -143,4 +149,10 @@ class Recorder:
         assert self.lo is not None and self.hi is not None and self.sum is not None
         mean, sample = (self.sum / max(self.count, 1)).float(), torch.cat(self.rows)
         held = torch.cat(self.held) if self.held else sample
-        return ChannelStatistics(self.lo, self.hi, mean, sample, held)
+        statistics = ChannelStatistics(self.lo, self.hi, mean, sample, held)
+        if self.count >= FEW:
+            return statistics
+        # So few rows say little of a channel: every channel gets the range of all, and more.
+        lo, hi = statistics.bounds
+        more = (hi - lo) * MARGIN
+        return statistics.widened(lo - more, hi + more)

@@ -26,7 +26,7 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class Quantizer:
-    """Activation quantizer: ``q = clamp(floor(x / scale + 0.5) + zero_point)``, scale in float32."""
+    """Activation quantizer: ``q = clamp(floor(x / scale + 0.5) + zero_point)``; float32 scale."""
 
     scale: float
     zero_point: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from tvm_vitq.quantizers.emit import emit
 from tvm_vitq.quantizers.finish import finish_unit
 from tvm_vitq.quantizers.importance import Importance, measure_importance
 from tvm_vitq.quantizers.links import Links
-from tvm_vitq.quantizers.mixed import choose_wide
+from tvm_vitq.quantizers.mixed import choose_wide, wide_share
 from tvm_vitq.quantizers.observe import HeldOut, observe_unit, views_of
 from tvm_vitq.quantizers.ranges import wide
 from tvm_vitq.quantizers.recipe import Recipe
@@ -25,10 +26,16 @@ from tvm_vitq.quantizers.structure import SOFTMAX, Structure
 from tvm_vitq.quantizers.units import cut
 from tvm_vitq.reference.float_interpreter import Program
 
-__all__ = ["Calibration", "quantize"]
+__all__ = ["Calibration", "Progress", "quantize"]
+
+Progress = Callable[[int, int], None]
 
 TEST_IMAGES = 16
 """Images on which candidates are compared."""
+
+
+def ignore(done: int, total: int) -> None:
+    """Report no progress."""
 
 
 class Calibration:
@@ -58,7 +65,7 @@ class Calibration:
         self.importance = Importance()
 
     # -- phase 1 -------------------------------------------------------------------------------
-    def decide(self, draft: Draft) -> Draft:
+    def decide(self, draft: Draft, advance: Progress = ignore) -> Draft:
         """Choose rescalings and quantizers of all units."""
         tests = self.held.tests
         watched = {*views_of(self.links), *(linear.x for linear in self.structure.linears)}
@@ -83,6 +90,7 @@ class Calibration:
             draft = search.run(draft)
             self.choices += search.choices
             x = y
+            advance(1, 2 * len(self.units))
         return draft
 
     # -- phase 2 and 3 -------------------------------------------------------------------------
@@ -93,11 +101,12 @@ class Calibration:
             draft.set_quantizer(site, wide(self.statistics[site]))
         return taken
 
-    def finish(self, draft: Draft) -> torch.Tensor:
+    def finish(self, draft: Draft, advance: Progress = ignore) -> torch.Tensor:
         """Round all weights; returns the quantized logits of the (shuffled) images, lifted."""
         x = draft.enter(self.x)
         for unit in self.units:
             x = finish_unit(draft, unit, x, self.importance, self.recipe)
+            advance(1, 2 * len(self.units))
         return x
 
     def methods(self) -> dict[int, str]:
@@ -110,7 +119,12 @@ class Calibration:
 
 
 @torch.no_grad()
-def quantize(mod: tvm.IRModule, calib: Any, recipe: Recipe | None = None) -> tvm.IRModule:
+def quantize(
+    mod: tvm.IRModule,
+    calib: Any,
+    recipe: Recipe | None = None,
+    progress: Progress = ignore,
+) -> tvm.IRModule:
     """Quantize a canonical float module.
 
     Parameters
@@ -122,6 +136,8 @@ def quantize(mod: tvm.IRModule, calib: Any, recipe: Recipe | None = None) -> tvm
         :func:`tvm_vitq.calibration.data.load_images`.
     recipe : Recipe, optional
         The default recipe searches everything.
+    progress : callable(done, total), optional
+        Called after every piece of work: pieces done since the last call, and pieces in all.
 
     Returns
     -------
@@ -136,22 +152,15 @@ def quantize(mod: tvm.IRModule, calib: Any, recipe: Recipe | None = None) -> tvm
     recipe = Recipe() if recipe is None else recipe
     images = load_images(calib, mod, recipe.images)
     work = Calibration(mod, images, recipe)
-    draft = work.decide(Draft(work.structure))
+    draft = work.decide(Draft(work.structure), progress)
     taken = work.widen(draft)
-    work.finish(draft)
+    work.finish(draft, progress)
     out = emit(mod, draft, work.methods())
     report = {
         "recipe": recipe.to_dict(),
         "images": len(images),
-        "a16": [work.structure.sites[s].name for s in taken],
-        "sites": [
-            {
-                "name": c.name,
-                "kind": c.kind,
-                "strength": c.strength,
-                "observer": c.observer,
-            }
-            for c in work.choices
-        ],
+        "a16": [work.structure.sites[site].name for site in taken],
+        "a16_share": round(wide_share(work.structure, taken), 4),
+        "sites": [choice.report(draft) for choice in work.choices],
     }
     return out.with_attr("vitq.recipe", json.dumps(report))

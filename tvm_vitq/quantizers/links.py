@@ -9,8 +9,8 @@ For every channel c of an activation, a factor f and a shift d may move across i
 * key: Q's channels times f, K's divided by f. K may also be shifted by any constant per channel:
   that adds one number to a whole row of scores, which softmax does not see.
 
-Which channel meets which is found by sending channel numbers through the layout operators, so heads,
-windows, slices and concatenations need no rules of their own.
+Which channel meets which is found by sending channel numbers through the layout operators, so
+heads, windows, slices and concatenations need no rules of their own.
 """
 
 from __future__ import annotations

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from tvm_vitq.quantizers.search import Choice
 from tvm_vitq.quantizers.structure import Structure
 
-__all__ = ["Product", "choose_wide", "products"]
+__all__ = ["Product", "choose_wide", "products", "wide_share"]
+
+
+WORTHWHILE = 0.005
+"""Share of the error that all offers together take away which an offer must take away itself."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,13 @@ def _allowed(structure: Structure, product: Product, taken: set[int]) -> bool:
     return not both or all(structure.sites[s].kind == "softmax" for s in product.left)
 
 
+def wide_share(structure: Structure, sites: list[int]) -> float:
+    """Share of all multiply-accumulates that have one of the sites as an operand."""
+    every, chosen = products(structure), set(sites)
+    total = sum(p.macs for p in every)
+    return sum(p.macs for p in every if chosen & (p.left | p.right)) / max(total, 1.0)
+
+
 def choose_wide(structure: Structure, choices: list[Choice], budget: float) -> list[int]:
     """Return the sites that take int16 codes, best first.
 
@@ -67,6 +78,8 @@ def choose_wide(structure: Structure, choices: list[Choice], budget: float) -> l
         for choice in choices
         if choice.wide_error is not None and choice.error > choice.wide_error and reads[choice.site]
     }
+    least = WORTHWHILE * sum(offers.values())
+    offers = {site: gain for site, gain in offers.items() if gain >= least}
     taken: list[int] = []
     paid: set[Product] = set()
 

@@ -102,14 +102,9 @@ def observe_unit(
         parts += [(p, True) for p in x[held.tests].split(draft.chunk)]
     recorders: dict[int, Recorder] = {}
     moments: dict[int, Mean] = {}
-    testing = False
     share = ROWS // max(1, sum(not test for _, test in parts))
 
-    def watch(step: Step, result: torch.Tensor) -> torch.Tensor:
-        record(step.out, result)
-        return result
-
-    def record(slot: int, value: torch.Tensor) -> None:
+    def record(slot: int, value: torch.Tensor, testing: bool) -> None:
         site = views.get(slot)
         if site is not None and not structure.sites[site].given:
             recorder = recorders.setdefault(site, Recorder(share, seed))
@@ -120,8 +115,13 @@ def observe_unit(
 
     done = []
     for part, testing in parts:
+
+        def watch(step: Step, result: torch.Tensor, testing: bool = testing) -> torch.Tensor:
+            record(step.out, result, testing)
+            return result
+
         if unit.source == program.input_slot:
-            record(unit.source, part)
+            record(unit.source, part, testing)
         env = program.execute(
             {unit.source: part},
             start=unit.start,

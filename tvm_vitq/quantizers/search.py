@@ -2,15 +2,16 @@
 
 The sites of a unit are decided in the order of execution. What comes before a site is already
 quantized, what comes after is still float. The candidates for a site (strength of the rescaling,
-spread, observer) are ranked by the error of the linears that read it, on sampled rows; the first few
-are executed to the unit's end on a few images, and the one whose output is nearest to the float
-unit's wins. Errors are weighted by how much the logits depend on each element.
+spread, observer) are ranked by the error of the linears that read it, on rows of held-out images;
+the first few are executed to the unit's end on those images, and the one whose output is nearest to
+the float unit's wins. Errors are weighted by how much the logits depend on each element.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -57,6 +58,22 @@ class Choice:
     observer: str
     error: float
     wide_error: float | None = None
+
+    def report(self, draft: Draft) -> dict[str, Any]:
+        """Return the choice as JSON types, with the quantizer that the site has in ``draft``."""
+        quantizer = draft.quantizer(self.site)
+        assert quantizer is not None
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "strength": self.strength,
+            "observer": self.observer,
+            "dtype": quantizer.dtype,
+            "scale": quantizer.scale,
+            "zero_point": quantizer.zero_point,
+            "error": self.error,
+            "error_int16": self.wide_error,
+        }
 
 
 @dataclass
@@ -289,8 +306,8 @@ class UnitSearch:
             x, y = (codes, sample) if rows is None else (codes[:, rows], sample[:, rows])
             wanted = y @ weight
             difference = x @ real - wanted
-            scale = wanted.var(0).sum().clamp_min(1e-20)
-            error += float(difference.var(0).sum() / scale)
+            scale = wanted.var(0, unbiased=False).sum().clamp_min(1e-20)
+            error += float(difference.var(0, unbiased=False).sum() / scale)
         return error
 
     def _with_weights(self, draft: Draft, slot: int, statistics: ChannelStatistics | None) -> Draft:

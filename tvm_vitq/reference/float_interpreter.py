@@ -344,7 +344,7 @@ class Program:
         return env
 
     def lift(self, x: torch.Tensor) -> torch.Tensor:
-        """Split images ``[N, ...]`` into chunks ``[n, B, ...]``; the last one may repeat an image."""
+        """Split images ``[N, ...]`` into ``[n, B, ...]``; the last chunk may repeat an image."""
         if tuple(x.shape[1:]) != self.input_shape[1:]:
             found, wanted = list(x.shape[1:]), list(self.input_shape[1:])
             raise VitqError(f"input has shape {found}, the model expects {wanted}")

@@ -1,0 +1,58 @@
+"""Rounding of weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tvm_vitq.quantizers.weights import limit_codes, round_by_error, round_nearest
+
+
+def correlated(rows: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(width, width, generator=generator)
+    return torch.randn(rows, width, generator=generator) @ mixing + 1.0
+
+
+def test_nearest_is_within_half_a_step() -> None:
+    weight = torch.randn(64, 16)
+    codes = round_nearest(weight)
+    inside = codes.codes.abs() < 127
+    assert ((codes.real - weight).abs() <= codes.scale * 0.5001)[inside].all()
+    assert codes.codes.abs().max() <= 127
+
+
+def test_rounding_by_error_beats_nearest_on_its_inputs() -> None:
+    x, weight = correlated(2000, 48), torch.randn(48, 24)
+    moments = (x.T @ x).double() / len(x)
+    careful, nearest = round_by_error(weight, moments), round_nearest(weight)
+
+    def error(codes):
+        return (x @ (codes.real - weight)).square().mean()
+
+    assert error(careful) < 0.7 * error(nearest)
+    assert torch.equal(careful.codes, careful.codes.round())
+    assert careful.codes.abs().max() <= 127
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5])
+def test_poor_moments_are_no_problem(rank: int) -> None:
+    x, weight = torch.randn(rank, 32), torch.randn(32, 8)
+    codes = round_by_error(weight, (x.T @ x).double())
+    assert torch.isfinite(codes.real).all()
+    assert (codes.real - weight).abs().max() < 0.2
+
+
+def test_empty_and_constant_columns() -> None:
+    weight = torch.zeros(16, 3)
+    weight[:, 1] = 0.5
+    codes = round_by_error(weight, torch.eye(16, dtype=torch.float64))
+    assert (codes.scale > 0).all()
+    torch.testing.assert_close(codes.real, weight, atol=0.01, rtol=0)
+
+
+def test_limited_codes_cannot_overflow() -> None:
+    weight = torch.randn(512, 8).sign() * 0.9 + torch.randn(512, 8) * 0.05
+    codes = limit_codes(weight, round_nearest(weight), 30000)
+    assert codes.codes.abs().sum(0).max() <= 30000
+    assert (codes.real - weight).abs().max() < 0.02
