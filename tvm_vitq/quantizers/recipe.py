@@ -23,7 +23,8 @@ class Recipe:
     observer : str
         minmax, percentile, mse, or search (the best of the three at each place).
     nonlinear : str or dict
-        table, poly or shift for every softmax and GELU; or ``{"softmax": …, "gelu": …}``.
+        table, poly or shift for every softmax and GELU; ``{"softmax": …, "gelu": …}``; or auto, the
+        fastest of the accurate ones: poly, and table for a GELU of 8-bit codes (benchmarks/NOTES.md).
     norm, attention, gelu : float or None
         Strength s_c^alpha of the channel scales of post-LayerNorm (RepQ-ViT), attention output and
         post-GELU, folded into the next weight: 0 none, 1 full, None searched.
@@ -46,7 +47,7 @@ class Recipe:
     """
 
     observer: str = "search"
-    nonlinear: str | dict[str, str] = "table"
+    nonlinear: str | dict[str, str] = "auto"
     norm: float | None = None
     attention: float | None = None
     gelu: float | None = None
@@ -82,9 +83,11 @@ class Recipe:
 
     def method(self, kind: str) -> str:
         """Integer method of a softmax or a gelu."""
-        if isinstance(self.nonlinear, str):
-            return self.nonlinear
-        return self.nonlinear.get(kind, "table")
+        named = self.nonlinear
+        chosen = named if isinstance(named, str) else named.get(kind, "auto")
+        if chosen == "auto":
+            return "table" if kind == "gelu" and not self.wide_gelu else "poly"
+        return chosen
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON types."""
