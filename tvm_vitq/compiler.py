@@ -186,6 +186,7 @@ def compile_module(
     from relay_passes.split_boundary import SplitBoundary
     from schedules.isa import isa_for
     from tvm_vitq.artifact.build import export
+    from tvm_vitq.artifact.kernels import MatmulPlans, describe_kernels
     from tvm_vitq.artifact.metadata import analyse, describe, describe_target
 
     during = phase or (lambda _name: nullcontext())
@@ -208,7 +209,10 @@ def compile_module(
         )
     with atomic_output(output) as draft:
         with during("build"), tvm_target:
-            kernels = tvm.transform.Sequential(build_passes(isa_for(tvm_target)))(integer)
+            plans = MatmulPlans()
+            with tvm.transform.PassContext(instruments=[plans]):
+                kernels = tvm.transform.Sequential(build_passes(isa_for(tvm_target)))(integer)
+            metadata["kernels"] = describe_kernels(kernels, plans.plans)
             if dump_ir is not None:
                 (Path(dump_ir) / "4_kernels.py").write_text(kernels.script())
             export(kernels, tvm_target, draft, metadata, bounds, codes, logits)

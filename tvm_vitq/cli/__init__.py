@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from . import bench as _bench
 from . import compile as _compile
 from . import eval as _eval
 from . import inspect as _inspect
@@ -29,6 +30,7 @@ app.command("run")(_run.command)
 app.command("eval")(_eval.command)
 app.command("inspect")(_inspect.command)
 app.command("verify")(_verify.command)
+app.command("bench")(_bench.command)
 
 
 def main() -> None:

@@ -1,0 +1,123 @@
+"""What an artefact says of its kernels: operator, shape, and the dot sequences and why these.
+
+A matmul's plan stands in its PrimFunc only until it is scheduled, so :class:`MatmulPlans` watches
+for that moment; the kernels themselves are described when all passes have run.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+
+__all__ = ["MatmulPlans", "describe_kernels"]
+
+_MATMULS = ("vitq.linear", "vitq.matmul", "vitq.packed_linear")
+
+
+@tvm.instrument.pass_instrument
+class MatmulPlans:
+    """A pass instrument that keeps every PrimFunc's plan: ``plans`` maps symbols to GemmSpecs."""
+
+    def __init__(self) -> None:
+        self.plans: dict[str, Any] = {}
+
+    def run_before_pass(self, mod: tvm.IRModule, info: Any) -> None:
+        """Read the plans just before the kernels are made."""
+        if info.name != "vitq.ApplySchedules":
+            return
+        from schedules.apply import gemm_spec
+
+        for gvar, func in mod.functions_items():
+            if isinstance(func, tirx.PrimFunc):
+                spec = gemm_spec(func)
+                if spec is not None:
+                    self.plans[gvar.name_hint] = spec
+
+
+@functools.cache
+def _dots_by_id() -> dict[int, str]:
+    from schedules.x86.intrinsics import DOTS
+
+    lookup = tvm_ffi.get_global_func("target.llvm_lookup_intrinsic_id")
+    return {int(lookup(dot.intrinsic)): dot.name for dot in DOTS.values()}
+
+
+def _called(func: tirx.PrimFunc) -> list[str]:
+    """Return the sequences whose multiplying instruction the loops call."""
+    known, found = _dots_by_id(), set()
+
+    def visit(node: Any) -> None:
+        if "call_llvm" in getattr(node.op, "name", ""):
+            name = known.get(int(node.args[0].value))
+            if name is not None:
+                found.add(name)
+
+    tvm_ffi.structural_walk(func.body, (tvm.ir.Call, visit))
+    return sorted(found)
+
+
+def _sequences(func: tirx.PrimFunc, plan: Any) -> list[dict[str, Any]]:
+    """Return the sequences of a kernel, with how many columns each has, widest first."""
+    dtypes = [str(buffer.dtype) for buffer in func.params[:2]]
+    plain = "16-bit codes" if "int16" in dtypes else "8-bit codes, exact for any"
+    chains = tuple(getattr(plan, "chains", ()) or ())
+    if not chains:
+        planned = [plan.dot] if plan is not None and plan.dot else _called(func)
+        return [{"dot": name, "why": plain} for name in planned]
+    columns, blocks = int(func.params[-1].shape[-1]), Counter(chains)
+    found = []
+    for chain, count in blocks.most_common():
+        proved = f"sums of {4 * chain} products proved to fit int16"
+        found.append({
+            "dot": plan.dot if chain else plan.fallback,
+            "chain": chain or 1,
+            "columns": round(columns * count / len(chains)),
+            "why": proved if chain else "sums of 4 products may not fit int16",
+        })  # fmt: skip
+    return found
+
+
+def describe_kernels(mod: tvm.IRModule, plans: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Describe the kernels of a VM-ready module.
+
+    Parameters
+    ----------
+    mod
+        With scheduled PrimFuncs.
+    plans
+        Those that :class:`MatmulPlans` kept.
+
+    Returns
+    -------
+    dict
+        Symbol -> ``op``; for matmuls also ``shape`` (``[M, N, K]``, with the batch of an activation
+        matmul in front), ``macs`` and ``dots``: for each sequence used ``dot``, ``why`` and, where
+        columns differ, ``columns`` and ``chain`` (groups of K added in int16).
+    """
+    kernels = {}
+    for gvar, func in mod.functions_items():
+        if not isinstance(func, tirx.PrimFunc):
+            continue
+        operator = str(func.attrs["vitq.op"]) if "vitq.op" in func.attrs else ""
+        entry: dict[str, Any] = {"op": operator.replace("packed_", "")}
+        if operator.startswith(_MATMULS):
+            *outer, columns = (int(extent) for extent in func.params[-1].shape)
+            depth = int(func.params[0].shape[-1])
+            weights = not operator.startswith("vitq.matmul")
+            rows = 1 if weights else outer.pop()
+            batch = 1
+            for extent in outer:
+                batch *= extent
+            entry |= {
+                "shape": [batch, columns, depth] if weights else [batch, rows, columns, depth],
+                "macs": batch * rows * columns * depth,
+                "dots": _sequences(func, plans.get(gvar.name_hint)),
+            }
+        kernels[gvar.name_hint] = entry
+    return kernels

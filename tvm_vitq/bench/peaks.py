@@ -1,0 +1,84 @@
+"""What a dot sequence can do at best on this machine, measured on the spot.
+
+A small kernel made of the same TIR as the matmuls: activations in registers, accumulators in
+registers, one panel of weights that never leaves the first-level cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import tirx
+
+from schedules.builder import Writer, const, load, vector_type
+from schedules.x86.intrinsics import DOTS
+
+__all__ = ["fastest", "register_peak"]
+
+
+def fastest(run: Callable[[], Any], seconds: float = 0.3) -> float:
+    """Return the shortest time of one call, of as many as fit in ``seconds``."""
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def register_peak(
+    name: str, target: tvm.target.Target, registers: int, chain: int = 1, seconds: float = 0.3
+) -> float:
+    """Return the rate of a dot sequence on one core, in 10^9 multiply-adds a second.
+
+    Parameters
+    ----------
+    name
+        Key of :data:`schedules.x86.intrinsics.DOTS`.
+    target
+        This machine's.
+    registers
+        Vector registers of its instruction set.
+    chain
+        Groups of K that the sequence adds before it widens.
+    seconds
+        How long to measure.
+    """
+    dot = DOTS[name]
+    rows, vectors, steps, rounds = (8 if registers == 32 else 4), 2, 64, 4000
+    width, lanes = dot.lanes * dot.kv, dot.lanes
+    w = Writer()
+    a = tirx.decl_buffer((rows * chain * dot.kv,), dot.operand, "a")
+    b = tirx.decl_buffer((steps * chain * vectors * width,), dot.weight, "b")
+    out = tirx.decl_buffer((rows * vectors * lanes,), "int32", "out")
+    acc = w.alloc("acc", (rows * vectors * lanes,), "int32")
+    for i in range(rows * vectors):
+        w.store(acc, const(0, vector_type("int32", lanes)), i * lanes, lanes=lanes)
+    groups = [
+        [w.bind("g", tirx.reinterpret("int32", load(a, (r * chain + u) * dot.kv, lanes=dot.kv)))
+         for u in range(chain)]
+        for r in range(rows)
+    ]  # fmt: skip
+    with w.loop("round", rounds), w.loop("k", steps) as k:
+        columns = [
+            [w.bind("w", load(b, ((k * chain + u) * vectors + v) * width, lanes=width))
+             for u in range(chain)]
+            for v in range(vectors)
+        ]  # fmt: skip
+        for v in range(vectors):
+            for r in range(rows):
+                at = (r * vectors + v) * lanes
+                total = dot.step(load(acc, at, lanes=lanes), groups[r], columns[v])
+                w.store(acc, total, at, lanes=lanes)
+    for i in range(rows * vectors):
+        w.store(out, load(acc, i * lanes, lanes=lanes), i * lanes, lanes=lanes)
+    func = w.prim_func([a, b, out], {"global_symbol": "main", "tirx.noalias": True, "s_tir": True})
+    run = tvm.compile(func, target=target)["main"]
+    args = [tvm.runtime.tensor(np.ones([int(s) for s in p.shape], str(p.dtype)))
+            for p in (a, b, out)]  # fmt: skip
+    macs = rows * vectors * width * steps * rounds * chain
+    return macs / fastest(lambda: run(*args), seconds) / 1e9

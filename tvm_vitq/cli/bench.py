@@ -1,0 +1,140 @@
+"""``tvm-vitq bench``: an artefact and other runtimes side by side, and where its time goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .common import DebugOption, JsonOption, emit, progress_bar, verb
+
+__all__ = ["command", "tables"]
+
+
+def command(
+    artifact: Annotated[Path, typer.Argument(help="The artefact.", show_default=False)],
+    peers: Annotated[
+        str,
+        typer.Option(
+            "--peers",
+            help="all, none, or of torch-eager, torch-compile, ort-fp32, ort-static, "
+            "ort-static-rr, ort-dynamic, openvino-fp32, openvino-nncf.",
+        ),
+    ] = "all",
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, help="Threads of every runner, pinned to cores.")
+    ] = 1,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Images per call. [the artefact's]")
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option("--pairs", min=1, help="Timed pairs of ours and each peer.")
+    ] = 30,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Runs before them.")] = 10,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The peers' float model. [the artefact's]")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Its weights. [the artefact's]")
+    ] = None,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Also time every kernel of the artefact.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Bar chart to write (PNG).")] = None,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure ARTIFACT against other runtimes, interleaved, on the same cores."""
+    with verb(debug):
+        from tvm_vitq.artifact.output import check_output
+        from tvm_vitq.bench.compare import compare
+
+        if plot is not None:
+            check_output(plot)
+        with progress_bar(pairs, "start") as (advance, say):
+            document = compare(
+                artifact, peers, threads, batch, pairs, warmup, model, checkpoint, per_layer,
+                say, advance,
+            )  # fmt: skip
+        if plot is not None:
+            from tvm_vitq.bench.chart import draw
+
+            document["plot"] = str(draw(document, plot))
+
+    def show(console: Console) -> None:
+        for table in tables(document):
+            console.print(table)
+        for left_out in document["skipped"]:
+            console.print(f"{left_out['runner']}: {left_out['reason']}", markup=False)
+        if "note" in document:
+            console.print(document["note"], markup=False)
+        if plot is not None:
+            console.print(f"written: {plot}")
+
+    emit(document, json, show)
+
+
+def tables(document: dict[str, Any]) -> list[Table]:
+    """Lay out what ``compare`` returned: the runners, and with layers operators and matmuls."""
+    threads = f"{document['threads']} thread" + "s" * (document["threads"] > 1)
+    title = f"{document['model']}, batch {document['batch']}, {threads}, {document['pairs']} pairs"
+    runners = Table(title=title, title_justify="left")
+    for heading in ("runner", "precision", "median", "10 - 90 %", "time / ours", "10 - 90 %"):
+        side = "left" if heading in ("runner", "precision") else "right"
+        runners.add_column(heading, justify=side)
+    for row in document["results"]:
+        own = row["runner"] == "tvm-vitq"
+        runners.add_row(
+            row["runner"],
+            row["precision"],
+            f"{row['median_ms']:.3f} ms",
+            f"{row['p10_ms']:.3f} - {row['p90_ms']:.3f}",
+            "" if own else f"{row['ratio']:.2f}",
+            "" if own else f"{row['ratio_p10']:.2f} - {row['ratio_p90']:.2f}",
+            style="bold" if own else None,
+        )
+    return [runners, *(_layer_tables(document["layers"]) if "layers" in document else [])]
+
+
+def _layer_tables(layers: dict[str, Any]) -> list[Table]:
+    operators = Table(
+        title=f"Operators: {layers['total_ms']:.3f} ms in kernels, "
+        f"{layers['outside_matmuls']:.1%} outside matmuls",
+        title_justify="left",
+    )
+    for heading in ("operator", "calls", "ms", "share"):
+        operators.add_column(heading, justify="left" if heading == "operator" else "right")
+    for row in layers["operators"]:
+        operators.add_row(
+            row["op"].removeprefix("vitq."), str(row["calls"]), f"{row['ms']:.3f}",
+            f"{row['share']:.1%}",
+        )  # fmt: skip
+    peaks = ", ".join(f"{name} {rate:.1f}" for name, rate in layers["peaks"].items())
+    title = "Matmuls" + (f"; register peaks of one core, GMAC/s: {peaks}" if peaks else "")
+    matmuls = Table(title=title, title_justify="left")
+    for heading in ("operator", "shape", "calls", "ms", "share", "GMAC/s", "of peak", "sequence"):
+        side = "left" if heading in ("operator", "shape", "sequence") else "right"
+        matmuls.add_column(heading, justify=side)
+    for row in layers["kernels"]:
+        if not row["macs"]:
+            continue
+        matmuls.add_row(
+            row["op"].removeprefix("vitq."),
+            "x".join(str(extent) for extent in row["shape"]),
+            str(row["calls"]),
+            f"{row['ms']:.3f}",
+            f"{row['share']:.1%}",
+            "-" if row["gmacs"] is None else f"{row['gmacs']:.1f}",
+            "-" if row["of_peak"] is None else f"{row['of_peak']:.1%}",
+            "; ".join(_sequence(dot) for dot in row["dots"]) or "-",
+        )
+    return [operators, matmuls]
+
+
+def _sequence(dot: dict[str, Any]) -> str:
+    chain = f" x{dot['chain']}" if dot.get("chain", 1) > 1 else ""
+    columns = f", {dot['columns']} columns" if "columns" in dot else ""
+    return dot["dot"] + chain + columns + (f": {dot['why']}" if dot.get("why") else "")
