@@ -2,17 +2,19 @@
 #
 #   make test    the test suite, lint and types      make demo    the main job on the embedded model
 #   make slow    the long tests too                  make lint    ruff and mypy only
-#   make bench   the acceptance table (VITQ_DATA)    make clean   remove .venv and what was built
+#   make bench   against other runtimes (VITQ_DATA)  make clean   remove .venv and what was built
+#   make acceptance   accuracy, size and proofs (VITQ_DATA)
 
 # The first of these that is at least Python 3.10 makes the virtual environment.
 PYTHONS ?= python3 python3.13 python3.12 python3.11 python3.10
 VENV := .venv
 STAMP := $(VENV)/.installed
+BENCH := $(VENV)/.bench
 PY := $(VENV)/bin/python
 JOBS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: venv test slow demo bench lint clean
+.PHONY: venv test slow demo bench acceptance lint clean
 
 venv: $(STAMP)
 
@@ -46,7 +48,14 @@ slow: lint
 demo: $(STAMP)
 	$(PY) -m tvm_vitq.demo
 
-bench: $(STAMP)
+$(BENCH): $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test,bench]'
+	@touch $@
+
+bench: $(BENCH)
+	$(PY) -m benchmarks.compare
+
+acceptance: $(STAMP)
 	$(PY) -m benchmarks.acceptance
 
 clean:

@@ -1,1 +1,4 @@
-"""What produced the figures that the README quotes; ``make bench`` runs ``acceptance``."""
+"""What produced the figures that the README quotes.
+
+``make bench`` runs ``compare``, ``make acceptance`` runs ``acceptance``.
+"""

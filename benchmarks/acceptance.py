@@ -1,6 +1,6 @@
 """The acceptance table: compile cost, paired accuracy, size and proofs, through the command line.
 
-``python -m benchmarks.acceptance [CASE ...]`` (``make bench``) prints Markdown. It needs the data
+``python -m benchmarks.acceptance [CASE ...]`` (``make acceptance``) prints Markdown. It needs the data
 of ``VITQ_DATA``; latency against ONNX Runtime fp32 is measured in one process, interleaved, one
 thread: only the ratio counts, absolute times are the machine's noise.
 """

@@ -105,6 +105,8 @@ def describe_kernels(mod: tvm.IRModule, plans: Mapping[str, Any]) -> dict[str, d
         if not isinstance(func, tirx.PrimFunc):
             continue
         operator = str(func.attrs["vitq.op"]) if "vitq.op" in func.attrs else ""
+        # Layout kernels have no tag; their symbol is their operator and a number.
+        operator = operator or gvar.name_hint.rstrip("0123456789_")
         entry: dict[str, Any] = {"op": operator.replace("packed_", "")}
         if operator.startswith(_MATMULS):
             *outer, columns = (int(extent) for extent in func.params[-1].shape)

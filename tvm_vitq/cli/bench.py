@@ -67,6 +67,8 @@ def command(
     def show(console: Console) -> None:
         for table in tables(document):
             console.print(table)
+        for reason in _reasons(document["layers"]) if per_layer else ():
+            console.print(reason, markup=False)
         for left_out in document["skipped"]:
             console.print(f"{left_out['runner']}: {left_out['reason']}", markup=False)
         if "note" in document:
@@ -82,18 +84,18 @@ def tables(document: dict[str, Any]) -> list[Table]:
     threads = f"{document['threads']} thread" + "s" * (document["threads"] > 1)
     title = f"{document['model']}, batch {document['batch']}, {threads}, {document['pairs']} pairs"
     runners = Table(title=title, title_justify="left")
-    for heading in ("runner", "precision", "median", "10 - 90 %", "time / ours", "10 - 90 %"):
-        side = "left" if heading in ("runner", "precision") else "right"
-        runners.add_column(heading, justify=side)
+    for heading in ("runner", "precision", "median ms", "10-90 %", "× ours", "10-90 % "):
+        text = heading in ("runner", "precision")
+        runners.add_column(heading, justify="left" if text else "right", no_wrap=True)
     for row in document["results"]:
         own = row["runner"] == "tvm-vitq"
         runners.add_row(
             row["runner"],
             row["precision"],
-            f"{row['median_ms']:.3f} ms",
-            f"{row['p10_ms']:.3f} - {row['p90_ms']:.3f}",
+            f"{row['median_ms']:.3f}",
+            f"{row['p10_ms']:.2f}-{row['p90_ms']:.2f}",
             "" if own else f"{row['ratio']:.2f}",
-            "" if own else f"{row['ratio_p10']:.2f} - {row['ratio_p90']:.2f}",
+            "" if own else f"{row['ratio_p10']:.2f}-{row['ratio_p90']:.2f}",
             style="bold" if own else None,
         )
     return [runners, *(_layer_tables(document["layers"]) if "layers" in document else [])]
@@ -113,11 +115,13 @@ def _layer_tables(layers: dict[str, Any]) -> list[Table]:
             f"{row['share']:.1%}",
         )  # fmt: skip
     peaks = ", ".join(f"{name} {rate:.1f}" for name, rate in layers["peaks"].items())
-    title = "Matmuls" + (f"; register peaks of one core, GMAC/s: {peaks}" if peaks else "")
+    title = "Matmuls, GMAC/s" + (f"; peaks of one core: {peaks}" if peaks else "")
     matmuls = Table(title=title, title_justify="left")
-    for heading in ("operator", "shape", "calls", "ms", "share", "GMAC/s", "of peak", "sequence"):
-        side = "left" if heading in ("operator", "shape", "sequence") else "right"
-        matmuls.add_column(heading, justify=side)
+    for heading in ("operator", "shape", "calls", "ms", "share", "rate", "of peak", "sequence"):
+        text = heading in ("operator", "shape", "sequence")
+        matmuls.add_column(
+            heading, justify="left" if text else "right", no_wrap=heading != "sequence"
+        )
     for row in layers["kernels"]:
         if not row["macs"]:
             continue
@@ -129,12 +133,18 @@ def _layer_tables(layers: dict[str, Any]) -> list[Table]:
             f"{row['share']:.1%}",
             "-" if row["gmacs"] is None else f"{row['gmacs']:.1f}",
             "-" if row["of_peak"] is None else f"{row['of_peak']:.1%}",
-            "; ".join(_sequence(dot) for dot in row["dots"]) or "-",
+            " + ".join(_sequence(dot) for dot in row["dots"]) or "-",
         )
     return [operators, matmuls]
 
 
 def _sequence(dot: dict[str, Any]) -> str:
     chain = f" x{dot['chain']}" if dot.get("chain", 1) > 1 else ""
-    columns = f", {dot['columns']} columns" if "columns" in dot else ""
-    return dot["dot"] + chain + columns + (f": {dot['why']}" if dot.get("why") else "")
+    return dot["dot"] + chain + (f" ({dot['columns']} columns)" if "columns" in dot else "")
+
+
+def _reasons(layers: dict[str, Any]) -> list[str]:
+    """Say once for each sequence why it was chosen."""
+    dots = [dot for row in layers["kernels"] for dot in row["dots"] if dot.get("why")]
+    lines = (_sequence({**dot, "columns": 0}).split(" (")[0] + f": {dot['why']}" for dot in dots)
+    return list(dict.fromkeys(lines))
