@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,6 +113,9 @@ def command(
     debug: DebugOption = False,
 ) -> None:
     """Compile MODEL to an integer-only shared library, and prove it."""
+    # OpenMP reads this when torch is loaded. Threads that spin while they wait for one that has
+    # lost its core made calibration three times as long on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with verb(debug):
         from tvm_vitq.job import CompileJob
 
