@@ -78,8 +78,8 @@ def tiny_vit_module(
 
     Parameters
     ----------
-    pool : {"token", "avg"}
-        Class token, or mean over all tokens.
+    pool : {"token", "avg", "pair"}
+        Class token, mean over all tokens, or the first two tokens side by side (as distilled DeiT).
     """
     bb = relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType((batch, 3, image, image), "float32"))
@@ -95,6 +95,9 @@ def tiny_vit_module(
             tokens = net.norm(tokens)
             if pool == "avg":
                 pooled = bb.emit(R.mean(tokens, axis=[1], keepdims=False))
+            elif pool == "pair":
+                pair = bb.emit(R.strided_slice(tokens, [1], [0], [2]))
+                pooled = bb.emit(R.reshape(pair, (batch, 2 * dim)))
             else:
                 token = bb.emit(R.strided_slice(tokens, [1], [0], [1]))
                 pooled = bb.emit(R.reshape(token, (batch, dim)))

@@ -36,7 +36,7 @@ def calls(mod: tvm.IRModule, name: str) -> list[relax.Call]:
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
-@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("pool", ["token", "avg", "pair"])
 def test_presets_keep_the_function(name: str, pool: str) -> None:
     mod = tiny_vit_module(pool=pool)
     quantized = quantize(mod, images(), PRESETS[name])
@@ -61,7 +61,7 @@ def test_same_seed_same_module() -> None:
 
 def test_form_of_the_result() -> None:
     mod = tiny_vit_module(depth=1)
-    quantized = quantize(mod, images(), preset("int8", nonlinear={"softmax": "poly"}))
+    quantized = quantize(mod, images(), preset("int8", nonlinear={"softmax": "poly", "gelu": "table"}))
     assert not calls(quantized, "relax.nn.softmax") and not calls(quantized, "relax.nn.gelu")
     assert calls(quantized, "vitq.float_softmax")[0].attrs["method"] == "poly"
     assert calls(quantized, "vitq.float_gelu")[0].attrs["method"] == "table"

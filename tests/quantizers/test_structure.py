@@ -18,7 +18,7 @@ from tvm_vitq.quantizers.units import cut
 from tvm_vitq.reference.float_interpreter import Program
 
 
-@pytest.fixture(params=["token", "avg"])
+@pytest.fixture(params=["token", "avg", "pair"])
 def links(request: pytest.FixtureRequest) -> Links:
     return Links(Structure(Program(tiny_vit_module(depth=2, pool=request.param))))
 

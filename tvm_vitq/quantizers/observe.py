@@ -40,7 +40,7 @@ class Mean:
     """Mean of rows, weighted by importance."""
 
     def __init__(self) -> None:
-        self.total: torch.Tensor | float = 0.0
+        self.total = torch.zeros((), dtype=torch.float64)
         self.weight = 0.0
 
     def add(self, x: torch.Tensor, importance: torch.Tensor | None) -> None:
@@ -65,19 +65,20 @@ def row_weights(rows: int, importance: torch.Tensor | None) -> torch.Tensor:
 
 
 def views_of(links: Links) -> dict[int, int]:
-    """Slot where a site's channels lie on the last axis, in rows that are read -> the site."""
+    """Slot where a site's channels lie on the last axis -> the site.
+
+    That is the site itself, or what a linear reads where a layout operator makes the channels:
+    heads are joined, pixels become patches.
+    """
     structure, program = links.structure, links.program
     views = {slot: slot for slot in structure.sites}
-    linears = {linear.step: linear for linear in structure.linears}
-    for site in structure.sites:
-        readers, _ = links.readers_of(site)
-        linear = linears.get(readers[0]) if len(readers) == 1 else None
-        if linear is not None and linear.x != site:
-            rows = links.spread(site, links.numbers(site), linear.x)
-            whole = program.shape(site)[-1] == rows.shape[-1]
-            if not whole or bool((rows == torch.arange(rows.shape[-1])).all()):
-                views.pop(site)
-                views[linear.x] = site
+    for linear in structure.linears:
+        site = structure.sites.get(linear.source)
+        if site is None or site.kind in ("norm", "gelu", "mean"):
+            continue
+        if program.shape(site.slot)[-1] != program.shape(linear.x)[-1]:
+            views.pop(site.slot, None)
+            views[linear.x] = site.slot
     return views
 
 

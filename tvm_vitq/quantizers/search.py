@@ -318,9 +318,9 @@ class UnitSearch:
         draft = draft.copy()
         for linear in linears:
             weight, importance = draft.constant(linear.weight), None
-            if statistics is not None and len(statistics.mean) == len(weight):
-                importance = statistics.sample.square().mean(0)
-                rows = self.rows.get(linear.step)
+            if statistics is not None:
+                importance, rows = statistics.sample.square().mean(0), self.rows.get(linear.step)
                 importance = importance if rows is None else importance[rows]
+                importance = importance if len(importance) == len(weight) else None
             draft.weights[linear.weight] = round_nearest(weight, importance)
         return draft
