@@ -24,7 +24,8 @@ class Recipe:
         minmax, percentile, mse, or search (the best of the three at each place).
     nonlinear : str or dict
         table, poly or shift for every softmax and GELU; ``{"softmax": …, "gelu": …}``; or auto, the
-        fastest of the accurate ones: poly, and table for a GELU of 8-bit codes (benchmarks/NOTES.md).
+        fastest of the accurate ones: poly, and table for a GELU of 8-bit codes
+        (benchmarks/NOTES.md).
     norm, attention, gelu : float or None
         Strength s_c^alpha of the channel scales of post-LayerNorm (RepQ-ViT), attention output and
         post-GELU, folded into the next weight: 0 none, 1 full, None searched.
@@ -35,8 +36,8 @@ class Recipe:
     bias_correction : bool
         Correct the mean error of every linear in its bias.
     a16_budget : float
-        Largest share of the multiply-accumulates of weights and attention scores that may take
-        int16 activations.
+        Largest share of all multiply-accumulates that may have int16 activations chosen for an
+        operand (probabilities, which are int16 anyway, don't count).
     probabilities : str
         int16 or uint8 codes behind softmax.
     wide_gelu : bool
