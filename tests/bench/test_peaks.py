@@ -18,8 +18,8 @@ def test_peak_is_a_rate() -> None:
 
 
 def test_chains_are_measured_too() -> None:
-    target = resolve_target("native", threads=1)
+    if not isa_for(resolve_target("native", threads=1)).has_kernels:
+        pytest.skip("this processor may lack AVX2")
+    target = resolve_target("x86-64-v3", threads=1)
     isa = isa_for(target)
-    if not isa.proved8:
-        pytest.skip("no sequence with chains for this processor")
     assert register_peak(isa.proved8, target, isa.registers, chain=2, seconds=0.05) > 1

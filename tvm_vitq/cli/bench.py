@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -115,12 +116,13 @@ def _layer_tables(layers: dict[str, Any]) -> list[Table]:
             f"{row['share']:.1%}",
         )  # fmt: skip
     peaks = ", ".join(f"{name} {rate:.1f}" for name, rate in layers["peaks"].items())
-    title = "Matmuls, GMAC/s" + (f"; peaks of one core: {peaks}" if peaks else "")
-    matmuls = Table(title=title, title_justify="left")
-    for heading in ("operator", "shape", "calls", "ms", "share", "rate", "of peak", "sequence"):
+    title = "Matmuls, GMAC/s" + (f"; what one core can do: {peaks}" if peaks else "")
+    matmuls = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("operator", "shape", "n", "ms", "share", "rate", "peak", "sequence"):
         text = heading in ("operator", "shape", "sequence")
         matmuls.add_column(
-            heading, justify="left" if text else "right", no_wrap=heading != "sequence"
+            heading, justify="left" if text else "right", no_wrap=heading != "sequence",
+            overflow="fold",
         )
     for row in layers["kernels"]:
         if not row["macs"]:
