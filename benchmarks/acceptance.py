@@ -1,8 +1,8 @@
 """The acceptance table: compile cost, paired accuracy, size and proofs, through the command line.
 
-``python -m benchmarks.acceptance [CASE ...]`` (``make acceptance``) prints Markdown. It needs the data
-of ``VITQ_DATA``; latency against ONNX Runtime fp32 is measured in one process, interleaved, one
-thread: only the ratio counts, absolute times are the machine's noise.
+``python -m benchmarks.acceptance [CASE ...]`` (``make acceptance``) prints Markdown. It needs the
+data of ``VITQ_DATA``; latency against ONNX Runtime fp32 is interleaved, one thread: only the ratio
+counts, absolute times are the machine's noise.
 """
 
 from __future__ import annotations
@@ -22,32 +22,6 @@ __all__ = ["CASES", "Case", "main", "measure"]
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("VITQ_DATA") or ROOT.parent / "shared" / "data").expanduser()
-
-LATENCY = """
-import json, sys
-import numpy as np, onnxruntime, torch
-import tvm_vitq
-from tvm_vitq.demo.__main__ import interleaved
-ours = tvm_vitq.load(sys.argv[1], threads=1)
-x = np.random.default_rng(0).standard_normal((1, *ours.input_shape)).astype("float32")
-spec = ours.metadata["model"]["factory"]
-import timm, importlib
-name, options = spec["source"].split("?")[0], spec["arguments"] or {}
-if ":" in name:
-    module, function = name.split(":")
-    model = getattr(importlib.import_module(module), function)(**options)
-else:
-    model = timm.create_model(name, **options)
-torch.onnx.export(model.eval(), (torch.from_numpy(x),), sys.argv[2], dynamo=True, verbose=False)
-settings = onnxruntime.SessionOptions()
-settings.intra_op_num_threads = settings.inter_op_num_threads = 1
-peer = onnxruntime.InferenceSession(sys.argv[2], settings, providers=["CPUExecutionProvider"])
-feed = {peer.get_inputs()[0].name: x}
-times = interleaved(lambda: peer.run(None, feed), lambda: ours.run(x), 60)
-print(json.dumps({"peer_ms": 1e3 * float(np.median(times[:, 0])),
-                  "ms": 1e3 * float(np.median(times[:, 1])),
-                  "ratio": float(np.median(times[:, 0] / times[:, 1]))}))
-"""
 
 
 @dataclass(frozen=True)
@@ -136,13 +110,9 @@ def measure(case: Case, folder: Path, samples: int = 128) -> dict[str, Any]:
     }
     report = command("inspect", library)[0]
     golden = command("verify", library)[0]
-    done = subprocess.run(
-        [sys.executable, "-c", LATENCY, str(library), str(folder / "peer.onnx")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TVM_NUM_THREADS": "1"},
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(done.stderr)
+    bench = command("bench", library, "--peers", "ort-fp32", "--pairs", 40)[0]["results"]
+    peer = next(entry for entry in bench if entry["runner"] != "tvm-vitq")
+    ours = next(entry for entry in bench if entry["runner"] == "tvm-vitq")
     return {
         "case": case.title,
         "n": n,
@@ -154,7 +124,9 @@ def measure(case: Case, folder: Path, samples: int = 128) -> dict[str, Any]:
         "ranges_proved": report["ranges_proved"],
         "float_instructions": report["float_instructions"],
         "golden_equal": golden["equal"],
-        **json.loads(done.stdout.splitlines()[-1]),
+        "peer_ms": peer["median_ms"],
+        "ms": ours["median_ms"],
+        "ratio": peer["ratio"],
     }
 
 
