@@ -6,4 +6,4 @@ __all__ = ["VitqError"]
 
 
 class VitqError(ValueError):
-    """The user's model, data or option cannot be used; the message is one line that says how to mend it."""
+    """The user's model, data or option cannot be used; one line says why and how to mend it."""

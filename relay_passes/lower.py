@@ -15,7 +15,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from .dialect.registry import constant_of
+from .dialect.registry import constant, constant_of
 from .errors import VitqError
 from .lower_rounding import Rounder
 from .values import (
@@ -129,7 +129,7 @@ class _Lowering:
                 )
             self.values[var] = rule(value)
         elif constant_of(value) is not None:
-            self.values[var] = Constant(constant_of(value))
+            self.values[var] = Constant(constant(value))
         else:
             raise self._fail(f"{type(value).__name__} has no integer lowering")
 

@@ -28,7 +28,7 @@ from schedules.packing import LinearPlan, narrow_form, pack, pad_columns, plan_l
 
 from .check_ranges import code_intervals
 from .dialect import packed as _packed_dialect
-from .dialect.registry import Interval, call, constant_of, is_vitq_call
+from .dialect.registry import Interval, call, constant, constant_of, is_vitq_call
 
 __all__ = ["PackWeights"]
 
@@ -47,7 +47,7 @@ def _accumulator_bound(w: np.ndarray, bias: np.ndarray, dtype: str) -> int:
 def pack_linear(node: relax.Call, plan: LinearPlan) -> relax.Call:
     """Return the packed form of a ``vitq.linear*`` call with constant parameters."""
     x, *constants = node.args
-    w, bias, *scale = [constant_of(c) for c in constants[: 2 if len(node.args) == 3 else 4]]
+    w, bias, *scale = [constant(c) for c in constants[: 2 if len(node.args) == 3 else 4]]
     dtype = str(x.ty.dtype)
     folded = bias.astype(np.int64) - plan.offset * w.astype(np.int64).sum(axis=0)
     wrapped = folded.astype(np.int32)  # modulo 2^32, as the accumulator is
@@ -87,7 +87,7 @@ class _Pack(PyExprMutator):
             return node
         x = node.args[0].ty
         shape = [int(extent) for extent in x.shape.values]
-        w = constant_of(node.args[1])
+        w = constant(node.args[1])
         interval = (codes.lo, codes.hi) if isinstance(codes, Interval) else None
         plan = plan_linear(self.isa, str(x.dtype), int(np.prod(shape[:-1])), w, interval)
         return node if plan is None else pack_linear(node, plan)

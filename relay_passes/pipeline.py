@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import tvm
+from tvm import relax
+
 from schedules.apply import ApplySchedules
 from schedules.isa import ISA, isa_for
-from tvm import relax
 
 from .check_integer_only import check_integer_only, check_integer_only_tir
 from .check_ranges import check_ranges

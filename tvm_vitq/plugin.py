@@ -38,6 +38,7 @@ def pipeline(target: Any = None, **options: Any) -> Pass:
         Takes an IRModule that ``tvm_vitq.quantize`` made (or an imported, already quantized one).
     """
     import tvm
+
     from relay_passes.pipeline import vitq_pipeline
 
     if target is not None and not isinstance(target, tvm.target.Target):

@@ -70,8 +70,12 @@ def _epilogue(attrs: Any, inputs: int) -> Epilogue:
 
 
 def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
+    x, w, bias, *rest = tensors
+    mult, shift, residual = [*rest, None, None, None][:3]
     return packed_linear_te(
-        *tensors[:3],
+        x,
+        w,
+        bias,
         columns=int(attrs["columns"]),
         epilogue=_epilogue(attrs, len(tensors)),
         dot=str(attrs["dot"]),
@@ -79,7 +83,9 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
         offset=int(attrs["offset"]),
         chains=[int(chain) for chain in attrs["chains"]],
         fallback=str(attrs["fallback"]),
-        **dict(zip(("mult", "shift", "residual"), tensors[3:], strict=False)),
+        mult=mult,
+        shift=shift,
+        residual=residual,
     )
 
 

@@ -143,6 +143,14 @@ def is_vitq_call(expr: relax.Expr, name: str | None = None) -> bool:
     return expr.op.name in SPECS if name is None else expr.op.name == f"vitq.{name}"
 
 
+def constant(expr: relax.Expr) -> np.ndarray:
+    """Return the NumPy value of an expression that must be a constant."""
+    value = constant_of(expr)
+    if value is None:
+        raise TypeError(f"{type(expr).__name__} is not a constant")
+    return value
+
+
 def constant_of(expr: relax.Expr) -> np.ndarray | None:
     """Return the NumPy value of a constant expression, None for anything else."""
     return expr.value.numpy() if isinstance(expr, tvm.ir.GenericConst) else None

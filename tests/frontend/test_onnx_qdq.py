@@ -80,8 +80,8 @@ def test_structure_is_that_of_the_float_model(exported: Path, case: str, tmp_pat
     assert got == expected
     linears = 8  # patches, q, k, v, proj, fc1, fc2, head
     assert weights - pairs == linears
-    # input, class token, patches + positions, two LayerNorms and the last, q, k, v, logits, softmax, p @ v,
-    # two residuals, fc1, gelu, head
+    # input, class token, patches + positions, two LayerNorms and the last, q, k, v, logits,
+    # softmax, p @ v, two residuals, fc1, gelu, head
     assert pairs == 17
 
 

@@ -61,7 +61,8 @@ def test_same_seed_same_module() -> None:
 
 def test_form_of_the_result() -> None:
     mod = tiny_vit_module(depth=1)
-    quantized = quantize(mod, images(), preset("int8", nonlinear={"softmax": "poly", "gelu": "table"}))
+    methods = {"softmax": "poly", "gelu": "table"}
+    quantized = quantize(mod, images(), preset("int8", nonlinear=methods))
     assert not calls(quantized, "relax.nn.softmax") and not calls(quantized, "relax.nn.gelu")
     assert calls(quantized, "vitq.float_softmax")[0].attrs["method"] == "poly"
     assert calls(quantized, "vitq.float_gelu")[0].attrs["method"] == "table"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
+
 from relay_passes.dialect.add import add
 from relay_passes.dialect.linear import linear
 from relay_passes.dialect.matmul import matmul
 from relay_passes.dialect.registry import call
 from relay_passes.dialect.requantize import requantize
 from relay_passes.fuse_epilogues import FuseEpilogues
-from tvm import relax
-
 from tests.helpers.qdq import build
 
 INT32 = (-(2**31), 2**31 - 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
+
 from relay_passes.dialect.add import add
 from relay_passes.dialect.boundary import dequantize, quantize
 from relay_passes.dialect.gelu import gelu
@@ -17,8 +19,6 @@ from relay_passes.dialect.requantize import requantize
 from relay_passes.dialect.softmax import softmax
 from relay_passes.errors import VitqError
 from relay_passes.lower import LowerToInteger
-from tvm import relax
-
 from tests.helpers.qdq import build, fake_quant, weight
 
 INT32 = (-(2**31), 2**31 - 1)

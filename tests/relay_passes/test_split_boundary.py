@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
+
 from relay_passes.dialect.boundary import dequantize, quantize
 from relay_passes.dialect.linear import linear
 from relay_passes.dialect.requantize import requantize
 from relay_passes.errors import VitqError
 from relay_passes.split_boundary import SplitBoundary
-from tvm import relax
-
 from tests.helpers.qdq import build
 
 W = relax.const(np.arange(24, dtype="int8").reshape(6, 4))

@@ -189,6 +189,13 @@ class Artifact:
                 f"the input codes are {codes.dtype}; this artefact takes {spec['dtype']}"
             )
         codes, single = self._images(codes, tuple(spec["shape"][1:]))
+        low, high = int(spec["qmin"]), int(spec["qmax"])
+        if codes.size and (int(codes.min()) < low or int(codes.max()) > high):
+            # The ranges are proved for these codes only.
+            raise VitqError(
+                f"input codes reach from {codes.min()} to {codes.max()}; this artefact takes "
+                f"{low} to {high}"
+            )
         logits = self._batches(self._main_codes, codes)
         return logits[0] if single else logits
 
