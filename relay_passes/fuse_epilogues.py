@@ -52,7 +52,8 @@ def _uses(func: relax.Function) -> dict[relax.Var, int]:
 
 
 def _identity(mult: int, shift: int) -> bool:
-    return (mult == 1 << (shift - 1) and shift >= 1) or mult == 1 << shift
+    """Whether rq multiplies by exactly one."""
+    return mult == 1 << shift
 
 
 @relax.expr_functor.mutator

@@ -76,7 +76,8 @@ class _Lowering:
     def _value(self, expr: relax.Expr) -> Value:
         if isinstance(expr, relax.Var):
             value = self.values[expr]
-            assert not isinstance(value, tuple)
+            if isinstance(value, tuple):
+                raise self._fail("a tuple is supported as the input of concat only")
             return value
         data = constant_of(expr)
         if data is None:
@@ -94,6 +95,10 @@ class _Lowering:
     # -- the walk ------------------------------------------------------------------------------
     def run(self) -> tuple[relax.Function, list[dict[str, object]]]:
         """Lower the function; returns the integer function and the table of layers."""
+        if len(self.func.params) != 1:
+            raise self._fail(
+                f"the function takes {len(self.func.params)} inputs; one image tensor is supported"
+            )
         (param,) = self.func.params
         x = relax.Var(param.name, param.ty)
         dtype = str(param.ty.dtype)
@@ -147,7 +152,8 @@ class _Lowering:
         dtype = str(call.attrs["out_dtype"])
         info = np.iinfo(dtype)
         zero_point = int(zero.reshape(-1)[0])
-        # Symmetric codes leave out the most negative value, as their quantizer does.
+        # Symmetric codes leave out the most negative value, as our quantizer does; an imported
+        # quantizer that uses it is one code short there.
         qmin = info.min + 1 if zero_point == 0 and info.min < 0 else info.min
         target = (float(scale.reshape(-1)[0]), zero_point, int(qmin), int(info.max), dtype)
         value = self._value(call.args[0])
@@ -235,6 +241,9 @@ class _Lowering:
         if gamma is None or beta is None:
             raise self._fail("gamma and beta must be constants")
         x = self._codes(call.args[0], "input of layer_norm")
+        last = len(shape_of(x.expr)) - 1
+        if [int(axis) % (last + 1) for axis in call.attrs["axes"]] != [last]:
+            raise self._fail("layer_norm over the last axis is supported")
         return Norm(
             x, gamma.astype("float64"), beta.astype("float64"), float(call.attrs["epsilon"])
         )
@@ -268,7 +277,8 @@ class _Lowering:
         fields = call.args[0]
         if isinstance(fields, relax.Var):
             values = self.values[fields]
-            assert isinstance(values, tuple)
+            if not isinstance(values, tuple):
+                raise self._fail("concat needs a tuple of tensors")
         else:
             values = tuple(self._value(field) for field in fields.fields)
         codes = [value for value in values if isinstance(value, Codes)]

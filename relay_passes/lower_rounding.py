@@ -34,6 +34,8 @@ from .values import (
 __all__ = ["Rounder"]
 
 INT32 = (-(2**31), 2**31 - 1)
+# Larger than any int16 result can use; leaves room for the other summands in int32.
+CONSTANT_LIMIT = 2**24
 Target = tuple[float, int, int, int, str]  # scale, zero point, qmin, qmax, dtype
 
 
@@ -106,8 +108,7 @@ class Rounder:
             if isinstance(term, (Product, Score)):
                 expr, term_ratio, term_zero = self._round(term, wide), 1.0, 0
             elif isinstance(term, Constant):
-                narrow = (scale, 0, -32767, 32767, "int16")
-                expr, term_ratio, term_zero = self._round(term, narrow), 1.0, 0
+                expr, term_ratio, term_zero = _constant_term(term, scale), 1.0, 0
             else:
                 expr, term_ratio, term_zero = term.expr, term.scale / scale, term.zero_point
             if total is None:
@@ -211,6 +212,12 @@ class Rounder:
         return self.emit(
             requantize(acc, scale / out_scale, 0, zero_point, qmin, qmax, dtype)
         )
+
+
+def _constant_term(term: Constant, scale: float) -> relax.Expr:
+    """Codes of a constant summand: int16 where they fit, else int32, never clipped to int16."""
+    codes = _codes_of(term.data, (scale, 0, -CONSTANT_LIMIT, CONSTANT_LIMIT, "int32"))
+    return relax.const(codes.astype("int16") if np.abs(codes).max(initial=0) < 2**15 else codes)
 
 
 def _codes_of(data: np.ndarray, target: Target) -> np.ndarray:

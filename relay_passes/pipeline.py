@@ -61,13 +61,14 @@ def lower(mod: tvm.IRModule, dump_ir: str | Path | None = None) -> tvm.IRModule:
 def build_passes(isa: ISA) -> list[tvm.transform.Pass]:
     """Return the passes from the integer dialect to a VM-ready module for one instruction set."""
     return [
-        # Integer dialect to kernels.
-        PackWeights(isa),
+        # Integer dialect to kernels. Split first: packing relies on the ranges of main_codes, whose
+        # callers may pass any code of the input's dtype.
         SplitBoundary(),
+        PackWeights(isa),
         relax.transform.LegalizeOps(),
-        check_integer_only_tir(),
         relax.transform.AnnotateTIROpPattern(),
         ApplySchedules(isa),
+        check_integer_only_tir(),
         # Relax to the virtual machine.
         relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),

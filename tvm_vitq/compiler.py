@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relay_passes.errors import VitqError
-from tvm_vitq.artifact.load import Artifact, load
+from tvm_vitq.artifact.load import Artifact, load, missing_features
 
 if TYPE_CHECKING:
     import tvm
@@ -32,20 +32,32 @@ def resolve(name: str | Any) -> tuple[str, Any]:
     Raises
     ------
     VitqError
-        If no such target is known.
+        If no such target is known, or this machine cannot run its code: an artefact is compared
+        with the reference where it is compiled.
     """
     import tvm
 
     from schedules.isa import resolve_target
+    from tvm_vitq.artifact.metadata import describe_target
 
     if isinstance(name, tvm.target.Target):
-        if name.kind.name != "llvm":
-            raise VitqError(f"target {name.kind.name!r} is not supported; use an llvm (CPU) target")
-        return str(name), name
-    try:
-        return str(name), resolve_target(str(name))
-    except ValueError as why:
-        raise VitqError(str(why).splitlines()[0]) from why
+        target = name
+        if target.kind.name != "llvm":
+            raise VitqError(
+                f"target {target.kind.name!r} is not supported; use an llvm (CPU) target"
+            )
+    else:
+        try:
+            target = resolve_target(str(name))
+        except ValueError as why:
+            raise VitqError(str(why).splitlines()[0]) from why
+    missing = missing_features(describe_target(str(name), target)["features"])
+    if missing:
+        raise VitqError(
+            f"target {name} needs {', '.join(missing)}, which this processor lacks; compile on a "
+            "machine that has it (the artefact is checked there), or for native"
+        )
+    return str(name), target
 
 
 class _EnoughError(Exception):

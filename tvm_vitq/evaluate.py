@@ -43,7 +43,7 @@ def read_names(path: str | Path) -> list[str]:
     import json
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as why:
         raise VitqError(f"cannot read the labels {path}: {why}") from why
     if text.lstrip()[:1] in ("[", "{"):
@@ -89,7 +89,7 @@ def read_labels(images: str | Path, labels: str | Path | None, classes: int) -> 
     if not root.is_dir():
         raise VitqError(f"no such folder of images: {root}")
     try:
-        with Path(labels).open(newline="", encoding="utf-8") as handle:
+        with Path(labels).open(newline="", encoding="utf-8-sig") as handle:
             rows = list(csv.DictReader(handle))
     except (OSError, UnicodeDecodeError, csv.Error) as why:
         raise VitqError(f"cannot read the labels {labels}: {why}") from why

@@ -133,8 +133,12 @@ class CompileJob:
         from tvm_vitq.saved import is_saved_module
 
         check_output(self.output)
-        if self.save_quantized is not None:
-            check_output(self.save_quantized)
+        saving = self.save_quantized
+        if saving is not None and check_output(saving) == check_output(self.output):
+            raise VitqError("--save-quantized and --output name the same file")
+        dump = None if self.dump_ir is None else Path(self.dump_ir)
+        if dump is not None and dump.exists() and not dump.is_dir():
+            raise VitqError(f"cannot write the IR to {dump}: it is a file; name a folder")
         preprocess = parse_preprocess(self.preprocess)
         saved = is_saved_module(self.model)
         self._check_options(saved, preprocess)

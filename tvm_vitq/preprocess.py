@@ -157,7 +157,11 @@ def _open(source: str | Path | Image.Image, mode: str) -> Image.Image:
     except VitqError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as why:
-        raise VitqError(f"cannot read {path} as an image: {str(why).splitlines()[0]}") from why
+        raise VitqError(f"cannot read {path} as an image: {_reason(why)}") from why
+
+
+def _reason(why: Exception) -> str:
+    return (str(why) or type(why).__name__).splitlines()[0]
 
 
 def _convert(image: Image.Image, mode: str, name: str) -> Image.Image:

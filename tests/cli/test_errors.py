@@ -219,3 +219,25 @@ def test_images_of_another_kind(refused: Refused, toy: Path, tmp_path: Path) -> 
     path = tmp_path / "nan.tiff"
     Image.fromarray(np.full((9, 9), np.nan, np.float32)).save(path)
     assert "nan.tiff" in refused("run", toy, path)
+
+
+def test_a_drop_needs_labels(refused: Refused, toy: Path, pictures: Path) -> None:
+    (pictures / "labels.csv").unlink()
+    words = ("eval", toy, "--images", pictures, "--against-float", "w.safetensors")
+    assert "needs --labels" in refused(*words, "--max-drop", "0.5")
+
+
+def test_output_and_quantized_file_differ(refused: Refused, calib: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.so"
+    words = ("compile", "vit_tiny_patch16_224", "--calib", calib, "-o", out)
+    assert "the same file" in refused(*words, "--save-quantized", out)
+    (tmp_path / "dump").write_text("")
+    assert "it is a file" in refused(*words, "--dump-ir", tmp_path / "dump")
+
+
+def test_a_target_that_cannot_run_here(
+    refused: Refused, calib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tvm_vitq.artifact.load._cpu_flags", lambda: frozenset({"avx", "sse41"}))
+    words = ("compile", "vit_tiny_patch16_224", "--calib", calib, "-o", tmp_path / "o.so")
+    assert "which this processor lacks" in refused(*words, "--target", "x86-64-v4")

@@ -177,5 +177,16 @@ def test_recipe_refuses_what_it_does_not_know(change: dict) -> None:
         Recipe(**change)
     with pytest.raises(VitqError, match="unknown field"):
         Recipe.from_dict({"colour": 1})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"images": "64"}, {"norm": "x"}, {"a16_budget": None}, {"nonlinear": 3}, {"images": True}],
+    ids=str,
+)
+def test_recipe_of_wrong_types_names_the_field(values) -> None:
+    with pytest.raises(VitqError, match=f"recipe: {next(iter(values))} is") as info:
+        Recipe.from_dict(values)
+    assert "\n" not in str(info.value)
     with pytest.raises(VitqError, match="unknown recipe"):
         preset("magic")

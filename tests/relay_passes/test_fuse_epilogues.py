@@ -100,11 +100,12 @@ def test_an_accumulator_used_twice_stays():
     check(before, before)
 
 
-def test_a_scaled_sum_stays():
+@pytest.mark.parametrize("ratio", [0.5, 0.7, 2.0])
+def test_a_scaled_sum_stays(ratio):
     def before(bb, x):
         r = bb.emit(requantize(x, 3.0, 0, 0, -32767, 32767, "int16"))
         y = bb.emit(requantize(bb.emit(linear(x, W, B)), RATIO, 0, *WIDE))
-        return bb.emit(add(y, r, 0.7, 0.3, 0, 0, 0, -32767, 32767, "int16"))
+        return bb.emit(add(y, r, ratio, 0.3, 0, 0, 0, -32767, 32767, "int16"))
 
     after = FuseEpilogues()(build((3, 6), before, "int8"))
     names = [b.value.op.name for block in after["main"].body.blocks for b in block.bindings

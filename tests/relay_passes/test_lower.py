@@ -151,6 +151,22 @@ def test_bias_and_mask_constants_are_added_at_the_logits_scale():
     check(build((1, 2, 5, 4), before), build((1, 2, 5, 4), expected))
 
 
+def test_a_mask_beyond_int16_still_masks():
+    scale = f32(8 / 32767)
+
+    def before(bb, x):
+        x = fake_quant(bb, x, S1)
+        y = bb.emit(relax.op.matmul(x, bb.emit(relax.op.permute_dims(x, [0, 1, 3, 2]))))
+        y = bb.emit(relax.op.add(y, relax.const(np.full((1, 1, 5, 5), -100, "float32"))))
+        return fake_quant(bb, y, scale, 0, "int16")
+
+    from tvm_vitq.reference.interpreter import run_integer
+
+    x = np.full((1, 2, 5, 4), 1.35, "float32")  # scores of +7.3 under a mask of -100
+    out = run_integer(LowerToInteger()(build((1, 2, 5, 4), before)), x)
+    np.testing.assert_array_equal(out, np.float32(-32767) * np.float32(scale))
+
+
 def test_norm_gelu_and_mean():
     gamma, beta = RNG.standard_normal(6).astype("float32"), BIAS[:6]
     factor = (RNG.random(6) + 0.5).astype("float32")

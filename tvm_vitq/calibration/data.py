@@ -71,10 +71,12 @@ class ImageFormat:
             return array
         if not np.issubdtype(array.dtype, np.floating):
             raise VitqError(f"{where}: the model takes float32 images, not {array.dtype}")
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
         if not np.isfinite(array).all():
             bad = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0])
             raise VitqError(f"{where}: image {bad} holds NaN or infinite values; remove it")
-        return array.astype(np.float32)
+        return array
 
     def _wrong(self, array: np.ndarray, where: str) -> VitqError:
         return VitqError(

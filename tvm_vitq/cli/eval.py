@@ -46,6 +46,8 @@ def command(
             raise tvm_vitq.VitqError("--max-drop and --min-agreement need --against-float")
         loaded = tvm_vitq.load(artifact, threads)
         pairs = read_labels(images, labels, int(loaded.metadata["output"]["shape"][-1]))[:limit]
+        if max_drop is not None and any(label is None for _, label in pairs):
+            raise tvm_vitq.VitqError("--max-drop needs --labels with a label for every image")
         against = None if against_float is None else float_model(loaded, against_float)
         with progress_bar(len(pairs), "evaluate") as (advance, _):
             found = evaluate(loaded, pairs, against, advance)

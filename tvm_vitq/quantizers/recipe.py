@@ -11,6 +11,22 @@ __all__ = ["PRESETS", "Recipe", "preset"]
 
 OBSERVERS = ("minmax", "percentile", "mse", "search")
 METHODS = ("table", "poly", "shift")
+_STRENGTH: tuple[type, ...] = (float, int, type(None))
+_TYPES: dict[str, tuple[type, ...]] = {
+    "observer": (str,),
+    "nonlinear": (str, dict),
+    "norm": _STRENGTH,
+    "attention": _STRENGTH,
+    "gelu": _STRENGTH,
+    "balance_keys": (bool,),
+    "rounding": (str,),
+    "bias_correction": (bool,),
+    "a16_budget": (float, int),
+    "probabilities": (str,),
+    "wide_gelu": (bool,),
+    "images": (int,),
+    "seed": (int,),
+}
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -109,6 +125,11 @@ class Recipe:
                 raise VitqError(
                     f"recipe: unknown field {name!r}; known: {', '.join(sorted(known))}"
                 )
+            wanted = _TYPES[name]
+            value = values[name]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+                names = " or ".join("null" if t is type(None) else t.__name__ for t in wanted)
+                raise VitqError(f"recipe: {name} is {value!r}; it must be {names}")
         return cls(**values)
 
 
