@@ -22,7 +22,7 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.tirx.stmt import ForKind
 
-__all__ = ["Writer", "const", "expr_dtype", "load", "ramp", "vector_type"]
+__all__ = ["Writer", "const", "load", "ramp", "vector_type"]
 
 _KINDS = {
     "serial": ForKind.SERIAL,
@@ -35,11 +35,6 @@ _KINDS = {
 def vector_type(dtype: str, lanes: int) -> str:
     """Return the name of a vector dtype: ``vector_type("int16", 16) == "int16x16"``."""
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
-
-
-def expr_dtype(value: Any) -> str:
-    """Return the dtype of an expression as a string."""
-    return str(value.ty.dtype) if hasattr(value.ty, "dtype") else str(value.dtype)
 
 
 def const(value: int, dtype: str) -> Any:
