@@ -15,6 +15,7 @@ from tvm_vitq.quantizers.draft import Draft
 from tvm_vitq.quantizers.importance import Importance
 from tvm_vitq.quantizers.observe import row_weights
 from tvm_vitq.quantizers.recipe import Recipe
+from tvm_vitq.quantizers.shift_forms import shift_operators
 from tvm_vitq.quantizers.structure import Linear, Structure
 from tvm_vitq.quantizers.units import Unit
 from tvm_vitq.quantizers.weights import limit_codes, round_by_error, round_nearest
@@ -94,6 +95,7 @@ def finish_unit(
     linears = {
         linear.step: linear for linear in structure.linears if unit.start <= linear.step < unit.stop
     }
+    operators = shift_operators(recipe)
     envs = [{unit.source: part} for part in x.split(draft.chunk)]
     keep = frozenset({unit.result})
     seen: dict[int, Moments] = {}
@@ -102,7 +104,10 @@ def finish_unit(
     def advance(stop: int) -> None:
         values = draft.values()
         for env in envs:
-            program.execute(env, start=at, stop=stop, keep=keep, hook=draft.hook, constants=values)
+            program.execute(
+                env, start=at, stop=stop, keep=keep, hook=draft.hook, constants=values,
+                operators=operators,
+            )
 
     for index in sorted(linears):
         linear = linears[index]

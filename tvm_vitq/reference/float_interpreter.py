@@ -197,7 +197,8 @@ def _dequantize(tensors: Sequence[torch.Tensor], step: Step) -> torch.Tensor:
     return real * _along(scale, step, axis)
 
 
-OPERATORS: dict[str, Callable[[Sequence[torch.Tensor], Step], torch.Tensor]] = {
+Operator = Callable[[Sequence[torch.Tensor], Step], torch.Tensor]
+OPERATORS: dict[str, Operator] = {
     "reshape": _reshape,
     "permute_dims": _permute,
     "strided_slice": _strided_slice,
@@ -316,6 +317,7 @@ class Program:
         keep: frozenset[int] = frozenset(),
         hook: Hook | None = None,
         constants: Mapping[int, torch.Tensor] | None = None,
+        operators: Mapping[str, Operator] | None = None,
     ) -> dict[int, torch.Tensor]:
         """Run steps ``start`` to ``stop`` on lifted tensors; the environment is changed in place.
 
@@ -329,14 +331,17 @@ class Program:
             Sees every result and may replace it.
         constants : mapping, optional
             Constants that replace the program's own.
+        operators : mapping, optional
+            Functions that replace operators, by name.
         """
+        table = {**OPERATORS, **operators} if operators else OPERATORS
         values: Mapping[int, torch.Tensor] = self.constants
         if constants is not None:
             values = {**self.constants, **constants}
         for index in range(start, len(self.steps) if stop is None else stop):
             step = self.steps[index]
             tensors = [values[s] if s in values else env[s] for s in step.args]
-            result = OPERATORS[step.op](tensors, step)
+            result = table[step.op](tensors, step)
             env[step.out] = result if hook is None else hook(step, result)
             for slot in step.args:
                 if self.last_use[slot] == index and slot not in keep:
