@@ -129,7 +129,10 @@ class Rounder:
         x = value.x
         if value.kind == "softmax":
             if zero_point != 0:
-                raise self.fail("softmax probabilities must have zero point 0")
+                # Imported quantizers: round to the same steps from 0, then move the codes exactly.
+                steps = (scale, 0, 0, min(qmax - zero_point, 32767), "int16")
+                plain = self._round(value, steps)
+                return self.emit(requantize(plain, 1.0, 0, zero_point, qmin, qmax, dtype))
             return self.emit(
                 softmax(x.expr, x.scale, scale, qmax, dtype, value.method)
             )

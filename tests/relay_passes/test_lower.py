@@ -151,6 +151,22 @@ def test_bias_and_mask_constants_are_added_at_the_logits_scale():
     check(build((1, 2, 5, 4), before), build((1, 2, 5, 4), expected))
 
 
+def test_probabilities_with_a_zero_point_are_moved_exactly():
+    step = f32(1 / 255)
+
+    def before(bb, x):
+        y = call("float_softmax", fake_quant(bb, x, S2, 0, "int16"), method="poly")
+        return fake_quant(bb, bb.emit(y), step, -128)
+
+    def expected(bb, x):
+        y = bb.emit(quantize(x, S2, 0, -32767, 32767, "int16"))
+        y = bb.emit(softmax(y, S2, step, 255, "int16", "poly"))
+        y = bb.emit(requantize(y, 1.0, 0, -128, -128, 127, "int8"))
+        return bb.emit(dequantize(y, step, -128))
+
+    check(build((2, 6), before), build((2, 6), expected))
+
+
 def test_a_mask_beyond_int16_still_masks():
     scale = f32(8 / 32767)
 
