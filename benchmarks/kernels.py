@@ -22,64 +22,15 @@ os.environ.setdefault("TVM_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-import tvm
-from tvm import tirx
 
-from schedules.builder import Writer, const, load, vector_type
 from schedules.isa import isa_for, resolve_target
-from schedules.x86.intrinsics import DOTS
 from tests.helpers.kernels import make_linear, make_matmul
+from tvm_vitq.bench.peaks import register_peak
 
 LINEAR = [(197, 192, 192), (197, 768, 192), (197, 192, 768), (196, 192, 768), (197, 384, 384),
           (197, 1536, 384), (197, 384, 1536), (3136, 96, 96), (784, 768, 192), (49, 3072, 768)]
 ATTENTION = [((3, 197, 197, 64), True), ((3, 197, 64, 197), False), ((192, 49, 49, 32), True),
              ((192, 49, 32, 49), False)]
-
-
-def fastest(run: Callable[[], Any], seconds: float = 0.3) -> float:
-    """Return the shortest time of one call."""
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def register_peak(
-    name: str, target: tvm.target.Target, registers: int, chain: int = 1
-) -> float:
-    """Return the rate of a dot sequence without its memory traffic, in GMAC/s."""
-    dot = DOTS[name]
-    rows, vectors, steps, rounds = (8 if registers == 32 else 4), 2, 64, 4000
-    width = dot.lanes * dot.kv
-    w = Writer()
-    a = tirx.decl_buffer((rows * chain * dot.kv,), dot.operand, "a")
-    b = tirx.decl_buffer((steps * chain * vectors * width,), dot.weight, "b")
-    out = tirx.decl_buffer((rows * vectors * dot.lanes,), "int32", "out")
-    lanes = dot.lanes
-    acc = w.alloc("acc", (rows * vectors * lanes,), "int32")
-    for i in range(rows * vectors):
-        w.store(acc, const(0, vector_type("int32", lanes)), i * lanes, lanes=lanes)
-    groups = [[w.bind("g", tirx.reinterpret(
-        "int32", load(a, (r * chain + u) * dot.kv, lanes=dot.kv))) for u in range(chain)]
-        for r in range(rows)]
-    with w.loop("round", rounds), w.loop("k", steps) as k:
-        columns = [[w.bind("w", load(b, ((k * chain + u) * vectors + v) * width, lanes=width))
-                    for u in range(chain)] for v in range(vectors)]
-        for v in range(vectors):
-            for r in range(rows):
-                at = (r * vectors + v) * lanes
-                total = dot.step(load(acc, at, lanes=lanes), groups[r], columns[v])
-                w.store(acc, total, at, lanes=lanes)
-    for i in range(rows * vectors):
-        w.store(out, load(acc, i * lanes, lanes=lanes), i * lanes, lanes=lanes)
-    func = w.prim_func([a, b, out], {"global_symbol": "main", "tirx.noalias": True, "s_tir": True})
-    lib = tvm.compile(func, target=target)
-    args = [tvm.runtime.tensor(np.ones([int(s) for s in p.shape], str(p.dtype)))
-            for p in (a, b, out)]
-    macs = rows * vectors * width * steps * rounds * chain
-    return macs / fastest(lambda: lib["main"](*args), 1.0) / 1e9
 
 
 def against_mkl(run: Callable[[], Any], rows: int, columns: int, depth: int, batch: int,
