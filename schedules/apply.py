@@ -58,7 +58,7 @@ def schedule_function(func: tirx.PrimFunc, isa: ISA, tile: Tile | None = None) -
     """Return ``func`` scheduled for ``isa``; ``tile`` overrides the default of a matmul."""
     spec = gemm_spec(func) if isa.has_kernels else None
     if spec is not None and spec.kind == "packed_linear":
-        from .x86.linear import packed_linear
+        from .packed_linear import packed_linear
 
         if tile is None:
             shape = [int(extent) for extent in func.params[-1].shape]
@@ -85,8 +85,8 @@ def _matmul_kernel(
     func: tirx.PrimFunc, spec: GemmSpec, isa: ISA, tile: Tile | None
 ) -> tirx.PrimFunc | None:
     """Return the kernel of an activation matmul, None if no sequence takes its dtypes."""
+    from .activation_matmul import activation_matmul
     from .x86.intrinsics import DOTS
-    from .x86.matmul import activation_matmul
 
     a, b, out = func.params
     left, right = str(a.dtype), str(b.dtype)

@@ -1,1 +1,1 @@
-"""x86: dot-product instructions and the kernels made of them."""
+"""x86: dot-product instructions."""

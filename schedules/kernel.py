@@ -1,4 +1,4 @@
-"""What every matmul kernel of x86 shares: operands, the register tile, the fused epilogue.
+"""What every matmul kernel shares: operands, the register tile, the fused epilogue.
 
 A kernel class derives from :class:`GemmKernel` and says where the column operand's vectors come
 from (:meth:`GemmKernel.column_vector`) and how one column block's parameters are found. Rows come
@@ -13,10 +13,10 @@ from typing import Any
 
 from tvm import tirx
 
-from ..builder import Writer, const, load, vector_type
-from ..gemm import Epilogue, Tile, row_tiles
-from ..requant import Rescale, clamp, requantize, requantize_wide, scalar_lift, scalar_rescale
-from .intrinsics import Dot
+from .builder import Writer, const, load, vector_type
+from .gemm import Epilogue, Tile, row_tiles
+from .requant import Rescale, clamp, requantize, requantize_wide, scalar_lift, scalar_rescale
+from .x86.intrinsics import Dot
 
 __all__ = ["GemmKernel", "Operand", "convert_rows", "product"]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from tvm import tirx
 
-from ..builder import Writer, const, load, vector_type
-from .core import Operand
-from .intrinsics import Dot
+from .builder import Writer, const, load, vector_type
+from .kernel import Operand
+from .x86.intrinsics import Dot
 
 __all__ = ["column_sums", "pack_columns", "pack_rows"]
 

@@ -1,8 +1,8 @@
-"""Matmuls of two activations on x86: attention's Q K^T and P V.
+"""Matmuls of two activations: attention's Q K^T and P V.
 
 ``out[b, m, n] = epilogue(sum_k a[b, m, k] * c[b, k, n])`` (``c[b, n, k]`` if transposed). Per batch
 entry and column block the column operand is packed into a small local buffer, the row operand is
-converted if it must be, and the register tiles of ``schedules.x86.core`` run. The loop over batch
+converted if it must be, and the register tiles of ``schedules.kernel`` run. The loop over batch
 entries (heads, windows) is parallel.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 
 from tvm import tirx
 
-from ..builder import Writer, const, load, vector_type
-from ..gemm import GemmSpec, Tile
-from ..requant import Rescale, scalar_rescale
-from .core import BITS, GemmKernel, Operand, convert_rows, product
-from .intrinsics import Dot
+from .builder import Writer, const, load, vector_type
+from .gemm import GemmSpec, Tile
+from .kernel import BITS, GemmKernel, Operand, convert_rows, product
 from .repack import column_sums, pack_columns, pack_rows
+from .requant import Rescale, scalar_rescale
+from .x86.intrinsics import Dot
 
 __all__ = ["activation_matmul"]
 

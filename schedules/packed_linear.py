@@ -1,4 +1,4 @@
-"""The packed weight matmul of x86.
+"""The packed weight matmul.
 
 ``out[i, n] = epilogue(sum_k (x[i, k] + offset) * w[k, n] + bias[n])`` with weights packed as
 ``[N/nt, K/kv, nt, kv]`` int8. Loop order: column blocks (parallel), row tiles, K. One block's
@@ -17,11 +17,11 @@ from typing import Any
 
 from tvm import tirx
 
-from ..builder import Writer, const, load, vector_type
-from ..gemm import GemmSpec, Tile
-from ..requant import Rescale, vector_rescale
-from .core import GemmKernel, Operand, convert_rows, product
-from .intrinsics import DOTS
+from .builder import Writer, const, load, vector_type
+from .gemm import GemmSpec, Tile
+from .kernel import GemmKernel, Operand, convert_rows, product
+from .requant import Rescale, vector_rescale
+from .x86.intrinsics import DOTS
 
 __all__ = ["packed_linear"]
 
