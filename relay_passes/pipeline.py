@@ -18,6 +18,7 @@ from schedules.isa import ISA, isa_for
 from .check_integer_only import check_integer_only, check_integer_only_tir
 from .check_ranges import check_ranges
 from .fuse_epilogues import FuseEpilogues
+from .hoist_slices import HoistSlices
 from .lower import LowerToInteger
 from .pack import PackWeights
 from .split_boundary import SplitBoundary
@@ -64,6 +65,7 @@ def build_passes(isa: ISA) -> list[tvm.transform.Pass]:
         # Integer dialect to kernels. Split first: packing relies on the ranges of main_codes, whose
         # callers may pass any code of the input's dtype.
         SplitBoundary(),
+        HoistSlices(),
         PackWeights(isa),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
