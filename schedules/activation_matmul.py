@@ -15,11 +15,10 @@ from typing import Any
 from tvm import tirx
 
 from .builder import Writer, const, load, vector_type
+from .dot import Dot
 from .gemm import GemmSpec, Tile
 from .kernel import BITS, GemmKernel, Operand, convert_rows, product
 from .repack import column_sums, pack_columns, pack_rows
-from .requant import Rescale, scalar_rescale
-from .x86.intrinsics import Dot
 
 __all__ = ["activation_matmul"]
 
@@ -89,8 +88,7 @@ class _Matmul(GemmKernel):
 
     @property
     def _offset(self) -> int:
-        signed = str(self.a.dtype) == "int8" and self.dot.operand == "uint8"
-        return 128 if signed else 0
+        return self.dot.offset(str(self.a.dtype))
 
     def column_vector(self, k: Any, v: int) -> Any:
         """Load the packed block."""
@@ -103,11 +101,12 @@ class _Matmul(GemmKernel):
             return load(self.sums, v * self.lanes, lanes=self.lanes)
         return const(0, vector_type("int32", self.lanes))
 
-    def rescale(self, v: int) -> Rescale:
+    def rescale(self, v: int) -> Any:
         """Return the one rescale."""
         epilogue = self.epilogue
-        return scalar_rescale(epilogue.mult, epilogue.shift, self.lanes, epilogue.lift,
-                              epilogue.zero_point if epilogue.fold_zero else 0)
+        return self.dot.arithmetic.scalar_rescale(
+            epilogue.mult, epilogue.shift, self.lanes, epilogue.lift,
+            epilogue.zero_point if self.folds_zero else 0)
 
     def wide_scale(self, v: int) -> tuple[Any, Any]:
         """Return the one multiplier and shift."""

@@ -13,6 +13,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from .dot import dot_named
 from .elementwise import schedule_generic
 from .gemm import ANNOTATION, GemmSpec, Tile, default_tile, linear_tile
 from .isa import ISA
@@ -86,14 +87,13 @@ def _matmul_kernel(
 ) -> tirx.PrimFunc | None:
     """Return the kernel of an activation matmul, None if no sequence takes its dtypes."""
     from .activation_matmul import activation_matmul
-    from .x86.intrinsics import DOTS
 
     a, b, out = func.params
     left, right = str(a.dtype), str(b.dtype)
     if right == "uint8" and isa.dot8 != isa.dot16:
         return None
     wide = "int16" in (left, right)
-    dot = DOTS[isa.dot16 if wide else isa.dot8]
+    dot = dot_named(isa.dot16 if wide else isa.dot8)
     if tile is None:
         tile = default_tile(isa, int(out.shape[-2]), int(out.shape[-1]))
     return activation_matmul(list(func.params), spec, dot, tile, _attrs(func))

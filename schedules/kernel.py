@@ -3,7 +3,8 @@
 A kernel class derives from :class:`GemmKernel` and says where the column operand's vectors come
 from (:meth:`GemmKernel.column_vector`) and how one column block's parameters are found. Rows come
 from an :class:`Operand`. The register tile is ``height x vectors`` accumulators; one step of K is
-``vectors`` loads of columns, and for every row one broadcast and ``vectors`` dots.
+``vectors`` loads of columns, and for every row one broadcast and ``vectors`` dots. Where the dot
+multiplies by a lane of a register, a step is as many groups of K as one load of a row brings.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 from tvm import tirx
 
 from .builder import Writer, const, load, vector_type
+from .dot import Dot
 from .gemm import Epilogue, Tile, row_tiles
-from .requant import Rescale, clamp, requantize, requantize_wide, scalar_lift, scalar_rescale
-from .x86.intrinsics import Dot
+from .requant import clamp, requantize_wide, scalar_lift
 
 __all__ = ["GemmKernel", "Operand", "convert_rows", "product"]
 
@@ -62,11 +63,11 @@ def convert_rows(
     out = w.alloc(name, (source.rows * padded,), dot.operand)
 
     def form(value: Any, n: int) -> Any:
-        kind = vector_type(dot.operand, n)
-        if source.dtype == "int8" and dot.operand == "uint8":
-            value = tirx.reinterpret(kind, value)  # modulo 256, as the addition is
-        elif source.dtype != dot.operand:
-            value = tirx.Cast(kind, value)
+        kind, byte = vector_type(dot.operand, n), vector_type("uint8", n)
+        if offset and dot.operand != "int16":  # int8 and uint8 become each other modulo 256
+            value = tirx.reinterpret(byte, value) + const(offset % 256, byte)
+            return tirx.reinterpret(kind, value)
+        value = value if source.dtype == dot.operand else tirx.Cast(kind, value)
         return value + const(offset, kind) if offset else value
 
     step = dot.lanes * 2
@@ -117,6 +118,11 @@ class GemmKernel:
             self.epilogue.res_shift, BITS[self.residual.dtype]) is not None
         return self.epilogue.narrow and lifted
 
+    @property
+    def folds_zero(self) -> bool:
+        """Whether the zero point is in the rounding constants."""
+        return self.narrow and self.epilogue.fold_zero and self.dot.arithmetic.FOLDS_ZERO
+
     def column_vector(self, k: Any, v: int) -> Any:
         """Return the vector of columns ``v`` at step ``k``, in the dot's register form."""
         raise NotImplementedError
@@ -125,7 +131,7 @@ class GemmKernel:
         """Return what the accumulators of vector ``v`` start from."""
         raise NotImplementedError
 
-    def rescale(self, v: int) -> Rescale:
+    def rescale(self, v: int) -> Any:
         """Return the fast requantisation parameters of vector ``v``."""
         raise NotImplementedError
 
@@ -151,20 +157,46 @@ class GemmKernel:
             value = w.bind("start", self.start_value(v))
             with w.loop("r", height, "unrolled") as r:
                 w.store(acc, value, (r * vectors + v) * lanes, lanes=lanes)
-        whole, tail = divmod(self.rows_of.depth, self.dot.kv)
-        count, rest = divmod(whole, self.chain)
-        unroll = self.tile.unroll if count % self.tile.unroll == 0 else 1
-        if count:
-            with w.loop("ko", count // unroll) as ko:
-                for u in range(unroll):
-                    self._step(acc, start, height, (ko * unroll + u) * self.chain, self.chain)
-        if rest:
-            self._step(acc, start, height, whole - rest, rest)
-        if tail:
-            self._step(acc, start, height, whole, 1, tail)
+        self._multiply(acc, start, height)
         with w.loop("r", height, "unrolled") as r:
             values = [load(acc, (r * vectors + v) * lanes, lanes=lanes) for v in range(vectors)]
             self._finish(values, start + r)
+
+    def _multiply(self, acc: Any, start: Any, height: int) -> None:
+        """Add all of K to the accumulators of ``height`` rows from ``start``."""
+        whole, tail = divmod(self.rows_of.depth, self.dot.kv)
+        size = max(self.chain, self.dot.span)
+        count, rest = divmod(whole, size)
+        unroll = self.tile.unroll if count % self.tile.unroll == 0 else 1
+        if count:
+            with self.w.loop("ko", count // unroll) as ko:
+                for u in range(unroll):
+                    k = (ko * unroll + u) * size
+                    if self.dot.span > 1:
+                        self._wide_step(acc, start, height, k)
+                    else:
+                        self._step(acc, start, height, k, size)
+        for k in range(whole - rest, whole, self.chain):
+            self._step(acc, start, height, k, min(self.chain, whole - k))
+        if tail:
+            self._step(acc, start, height, whole, 1, tail)
+
+    def _wide_step(self, acc: Any, start: Any, height: int, k: Any) -> None:
+        """Add ``span`` groups of K from ``k``, loaded together for each row."""
+        w, dot, lanes, chain = self.w, self.dot, self.lanes, self.chain
+        size = dot.span * dot.kv
+        codes = [w.bind("codes", self.rows_of.load(start + r, k * dot.kv, size))
+                 for r in range(height)]
+        for first in range(0, dot.span, chain):
+            parts = range(first, first + chain)
+            columns = [[w.bind("w", self.column_vector(k + u, v)) for u in parts]
+                       for v in range(self.tile.vectors)]
+            for r in range(height):
+                groups = [w.bind("a", dot.lane(codes[r], u)) for u in parts]
+                for v, weights in enumerate(columns):
+                    at = (r * self.tile.vectors + v) * lanes
+                    total = dot.step(load(acc, at, lanes=lanes), groups, weights)
+                    w.store(acc, total, at, lanes=lanes)
 
     def _step(self, acc: Any, start: Any, height: int, k: Any, chain: int, valid: int = 0) -> None:
         """Add ``chain`` groups of K from ``k``; the last has ``valid`` codes, if not all."""
@@ -172,24 +204,26 @@ class GemmKernel:
         columns = [[w.bind("w", self.column_vector(k + u, v)) for u in range(chain)]
                    for v in range(vectors)]
         with w.loop("r", height, "unrolled") as r:
-            groups = [w.bind("a", self._group(start + r, k + u, valid or self.dot.kv))
-                      for u in range(chain)]
+            groups = [
+                w.bind("a", self.dot.spread(self._group(start + r, k + u, valid or self.dot.kv)))
+                for u in range(chain)
+            ]
             for v in range(vectors):
                 at = (r * vectors + v) * self.lanes
                 total = self.dot.step(load(acc, at, lanes=self.lanes), groups, columns[v])
                 w.store(acc, total, at, lanes=self.lanes)
 
     def _group(self, row: Any, k: Any, valid: int) -> Any:
-        """Return one row's ``kv`` codes at step ``k`` as one int32; the last may be incomplete."""
-        kv = self.dot.kv
+        """Return one row's ``kv`` codes at step ``k`` as an integer; the last may be partial."""
+        kv, word = self.dot.kv, self.dot.word
         if valid == kv:
-            return tirx.reinterpret("int32", self.rows_of.load(row, k * kv, kv))
-        bits = 32 // kv
-        total = const(0, "int32")
+            return tirx.reinterpret(word, self.rows_of.load(row, k * kv, kv))
+        bits = int(word.removeprefix("int")) // kv
+        total = const(0, word)
         for i in range(valid):
-            code = tirx.Cast("int32", self.rows_of.load(row, k * kv + i))
-            code = tirx.bitwise_and(code, const((1 << bits) - 1, "int32"))
-            total = tirx.bitwise_or(total, tirx.shift_left(code, const(bits * i, "int32")))
+            code = tirx.Cast(word, self.rows_of.load(row, k * kv + i))
+            code = tirx.bitwise_and(code, const((1 << bits) - 1, word))
+            total = tirx.bitwise_or(total, tirx.shift_left(code, const(bits * i, word)))
         return total
 
     # Epilogue
@@ -205,14 +239,14 @@ class GemmKernel:
         lanes, epilogue = self.lanes, self.epilogue
         if self.narrow:
             kind = vector_type("int32", lanes)
-            total = requantize(value, self.rescale(v), lanes, self.w)
+            total = self.rescale(v).apply(value, lanes, self.w)
         else:
             kind = vector_type("int64", lanes)
             total = requantize_wide(value, *self.wide_scale(v), lanes)
         if self.residual is not None:
             rescaled = self._rescaled_residual(self.residual, v, row)
             total = total + (rescaled if self.narrow else tirx.Cast(kind, rescaled))
-        if not (self.narrow and epilogue.fold_zero):
+        if epilogue.zero_point and not self.folds_zero:
             total = total + const(epilogue.zero_point, kind)
         total = clamp(total, epilogue.qmin, epilogue.qmax, kind)
         return self.w.bind("code", tirx.Cast(vector_type("int32", lanes), total))
@@ -225,8 +259,9 @@ class GemmKernel:
         if lift is None:
             return requantize_wide(codes, const(epilogue.res_mult, full),
                                    const(epilogue.res_shift, full), lanes)
-        by = scalar_rescale(epilogue.res_mult, epilogue.res_shift, lanes, lift)
-        return requantize(codes, by, lanes, self.w)
+        by = self.dot.arithmetic.scalar_rescale(
+            epilogue.res_mult, epilogue.res_shift, lanes, lift)
+        return by.apply(codes, lanes, self.w)
 
     def _whole_vector(self, source: Operand, v: int, row: Any) -> Any:
         """Load vector ``v`` of a row; columns behind N repeat the last one."""

@@ -17,11 +17,10 @@ from typing import Any
 
 from tvm import tirx
 
-from .builder import Writer, const, load, vector_type
+from .builder import Writer, load, vector_type
+from .dot import dot_named
 from .gemm import GemmSpec, Tile
 from .kernel import GemmKernel, Operand, convert_rows, product
-from .requant import Rescale, vector_rescale
-from .x86.intrinsics import DOTS
 
 __all__ = ["packed_linear"]
 
@@ -30,7 +29,7 @@ class _Linear(GemmKernel):
     """The steps are methods, in the order in which they run."""
 
     def __init__(self, params: Sequence[Any], spec: GemmSpec, tile: Tile) -> None:
-        super().__init__(Writer(), DOTS[spec.dot], tile, spec.epilogue)
+        super().__init__(Writer(), dot_named(spec.dot), tile, spec.epilogue)
         self.params = params
         self.spec = spec
         x, weights, self.bias, *rest = params[:-1]
@@ -56,7 +55,7 @@ class _Linear(GemmKernel):
             self.first = block * self.nt
             self._lay_out_scales()
             for (dot, chain), members in modes.items():
-                self.dot, self.chain, self.rows_of = DOTS[dot], chain, operands[dot]
+                self.dot, self.chain, self.rows_of = dot_named(dot), chain, operands[dot]
                 if len(modes) == 1:
                     self._block()
                     continue
@@ -74,7 +73,7 @@ class _Linear(GemmKernel):
         return modes
 
     def _operand(self, name: str) -> Operand:
-        dot = DOTS[name]
+        dot = dot_named(name)
         if self.x.dtype == dot.operand and not self.spec.offset:
             return self.x
         padded = self.steps * self.packed_kv
@@ -124,19 +123,16 @@ class _Linear(GemmKernel):
         if epilogue.kind == "acc" or not self.narrow:
             return
         w = self.w
-        zero_point = epilogue.zero_point if epilogue.fold_zero else 0
-        lift = const(epilogue.lift, vector_type("int32", lanes))
+        zero_point = epilogue.zero_point if self.folds_zero else 0
         for v in range(vectors):
             mult, shift = (w.bind("scale", value) for value in self.wide_scale(v))
-            for name, value in vector_rescale(mult, shift + lift, lanes, zero_point).items():
-                count = self._lanes_of(name)
+            parts = self.dot.arithmetic.vector_rescale(
+                mult, shift, lanes, epilogue.lift, zero_point)
+            for name, value in parts.items():
+                dtype, _, count = str(value.ty.dtype).partition("x")
                 if name not in self.scales:
-                    dtype = "int32" if count == lanes else "int64"
-                    self.scales[name] = w.alloc(name, (vectors * count,), dtype)
-                w.store(self.scales[name], value, v * count, lanes=count)
-
-    def _lanes_of(self, name: str) -> int:
-        return self.lanes // 2 if name.startswith("round") else self.lanes
+                    self.scales[name] = w.alloc(name, (vectors * int(count),), dtype)
+                w.store(self.scales[name], value, v * int(count), lanes=int(count))
 
     def column_vector(self, k: Any, v: int) -> Any:
         """Load packed weights, sign-extended if the dot wants 16 bits."""
@@ -152,13 +148,13 @@ class _Linear(GemmKernel):
         """Start from the bias."""
         return load(self.bias, self.first + v * self.lanes, lanes=self.lanes)
 
-    def rescale(self, v: int) -> Rescale:
+    def rescale(self, v: int) -> Any:
         """Load the parameters laid out for this block."""
-        parts = {
-            name: load(buffer, v * self._lanes_of(name), lanes=self._lanes_of(name))
-            for name, buffer in self.scales.items()
-        }
-        return Rescale(**parts, lift=self.epilogue.lift)
+        parts = {}
+        for name, buffer in self.scales.items():
+            count = int(buffer.shape[0]) // self.tile.vectors
+            parts[name] = load(buffer, v * count, lanes=count)
+        return self.dot.arithmetic.Rescale(**parts, lift=self.epilogue.lift)
 
     def wide_scale(self, v: int) -> tuple[Any, Any]:
         """Load multipliers and shifts."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .dot import Dot, dot_named
 from .gemm import Tile, default_tile
 from .isa import ISA
-from .x86.intrinsics import DOTS, Dot
 
 __all__ = ["CHAINS", "LinearPlan", "chains_of", "narrow_form", "pack", "pad_columns",
-           "plan_linear", "unpack"]
+           "plan_linear", "short_limit", "short_windows", "unpack"]
 
 
 CHAINS = (1, 2, 4)
@@ -72,19 +72,32 @@ def plan_linear(
     if not isa.has_kernels:
         return None
     tile = default_tile(isa, rows, w.shape[1])
-    dot = DOTS[isa.dot16 if dtype == "int16" else isa.dot8]
-    offset = 128 if dtype == "int8" and dot.operand == "uint8" else 0
-    plan = LinearPlan(dot, tile, offset)
+    dot = dot_named(isa.dot16 if dtype == "int16" else isa.dot8)
+    plan = LinearPlan(dot, tile, dot.offset(dtype))
     if dtype == "int16" or not isa.proved8 or rows < 8:
         return plan
     low, high = codes or (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
     low = min(low, 0) if dtype == "int8" else 0
-    faster = DOTS[isa.proved8]
+    faster = dot_named(isa.proved8)
     chains = chains_of(pack(w, plan.nt, faster.kv), high - low)
     proved = [chain for chain in chains if chain]
     if len(proved) < 0.75 * len(chains):
         return plan
     return LinearPlan(faster, tile, -low, isa.dot8, tuple(chains))
+
+
+def short_windows(depth: int, chain: int) -> np.ndarray:
+    """Return int64 [K]: which weights of a column share a 16-bit sum, in groups of ``chain``.
+
+    The sequence adds codes 0, 1 and codes 2, 3 of a group of four in different lanes.
+    """
+    k = np.arange(depth)
+    return k // (4 * chain) * 2 + k % 4 // 2
+
+
+def short_limit(largest: int) -> int:
+    """Return what the weights of one sign in a window may sum to, for codes 0 to ``largest``."""
+    return (2**15 - 1) // largest
 
 
 def chains_of(packed: np.ndarray, largest: int) -> list[int]:

@@ -15,8 +15,8 @@ from typing import Any
 from tvm import tirx
 
 from .builder import Writer, const, load, vector_type
+from .dot import Dot
 from .kernel import Operand
-from .x86.intrinsics import Dot
 
 __all__ = ["column_sums", "pack_columns", "pack_rows"]
 
@@ -144,7 +144,7 @@ def column_sums(w: Writer, dot: Dot, packed: Any, base: Any, groups: int, nt: in
     vectors = range(nt // lanes)
     for v in vectors:
         w.store(out, const(0, full), v * lanes, lanes=lanes)
-    ones = const(0x01010101, "int32")
+    ones = dot.spread(const(sum(1 << 8 * i for i in range(kv)), dot.word))
     with w.loop("g", groups) as g:
         for v in vectors:
             codes = load(packed, base + (g * nt + v * lanes) * kv, lanes=lanes * kv)

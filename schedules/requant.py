@@ -1,5 +1,8 @@
 """Requantisation as vector code: bit-identical to ``(a*m + 2^(e-1)) >> e`` on int64.
 
+The fast form of x86 is here, with what every architecture shares; ``schedules.arm.requant`` has the
+same functions and :class:`Rescale` for AArch64.
+
 For ``e >= 32`` the result is the high half of the 64-bit sum, shifted right by ``e - 32`` more:
 ``floor(x / 2^e) = floor(floor(x / 2^32) / 2^(e-32))``. So the products are made for even and odd
 lanes (``vpmuldq``), the rounding constant is added in 64 bits, the two high halves are blended into
@@ -21,13 +24,16 @@ from tvm import tirx
 
 from .builder import Writer, const, vector_type
 
-__all__ = ["Rescale", "clamp", "requantize", "requantize_wide", "scalar_lift", "scalar_rescale",
+__all__ = ["FOLDS_ZERO", "Rescale", "clamp", "requantize_wide", "scalar_lift", "scalar_rescale",
            "vector_rescale"]
+
+FOLDS_ZERO = True
+"""Whether the zero point can go into the rounding constants."""
 
 
 @dataclass(frozen=True)
 class Rescale:
-    """Multiplier and shift of one vector of columns, laid out for :func:`requantize`.
+    """Multiplier and shift of one vector of columns, laid out for :meth:`apply`.
 
     Parameters
     ----------
@@ -50,6 +56,23 @@ class Rescale:
     shift: Any
     lift: int = 0
 
+    def apply(self, value: Any, lanes: int, writer: Writer) -> Any:
+        """Return rq of an int32 vector, as an int32 vector."""
+        full, half = vector_type("int32", lanes), vector_type("int64", lanes // 2)
+        if self.lift:
+            value = tirx.shift_left(value, const(self.lift, full))
+        pairs = writer.bind("pairs", tirx.reinterpret(half, value))
+
+        def product(factor: Any, part: Any, rounding: Any) -> Any:
+            wide = _signed_low(tirx.reinterpret(half, factor), lanes)
+            return tirx.reinterpret(full, _signed_low(part, lanes) * wide + rounding)
+
+        even = product(self.even, pairs, self.round_even)
+        odd = product(self.odd, _high(pairs, lanes), self.round_odd)
+        picks = [i + 1 if i % 2 == 0 else lanes + i for i in range(lanes)]
+        high = tirx.Shuffle([even, odd], [tirx.const(p, "int32") for p in picks])
+        return tirx.shift_right(high, self.shift)
+
 
 def _signed_low(pairs: Any, lanes: int) -> Any:
     """Sign-extend the low halves: with both factors so, LLVM multiplies with one vpmuldq."""
@@ -61,8 +84,11 @@ def _high(pairs: Any, lanes: int) -> Any:
     return tirx.shift_right(pairs, const(32, vector_type("int64", lanes // 2)))
 
 
-def vector_rescale(mult: Any, shift: Any, lanes: int, zero_point: int = 0) -> dict[str, Any]:
-    """Return the parts of a :class:`Rescale` for int32 vectors of multipliers and shifts >= 32."""
+def vector_rescale(
+    mult: Any, shift: Any, lanes: int, lift: int = 0, zero_point: int = 0
+) -> dict[str, Any]:
+    """Return the parts of a :class:`Rescale` for int32 vectors; ``shift + lift >= 32``."""
+    shift = shift + const(lift, vector_type("int32", lanes))
     full, half = vector_type("int32", lanes), vector_type("int64", lanes // 2)
     scale = const(2 * zero_point + 1, half)  # 2^(e-1) + zero_point * 2^e
     bits = tirx.reinterpret(half, shift - const(1, full))
@@ -87,24 +113,6 @@ def scalar_rescale(mult: int, shift: int, lanes: int, lift: int, zero_point: int
     factor = const(mult, full)
     rounding = const((2 * zero_point + 1) << (shift + lift - 1), half)
     return Rescale(factor, factor, rounding, rounding, const(shift + lift - 32, full), lift)
-
-
-def requantize(value: Any, by: Rescale, lanes: int, writer: Writer) -> Any:
-    """Return rq of an int32 vector, as an int32 vector."""
-    full, half = vector_type("int32", lanes), vector_type("int64", lanes // 2)
-    if by.lift:
-        value = tirx.shift_left(value, const(by.lift, full))
-    pairs = writer.bind("pairs", tirx.reinterpret(half, value))
-
-    def product(factor: Any, part: Any, rounding: Any) -> Any:
-        wide = _signed_low(tirx.reinterpret(half, factor), lanes)
-        return tirx.reinterpret(full, _signed_low(part, lanes) * wide + rounding)
-
-    even = product(by.even, pairs, by.round_even)
-    odd = product(by.odd, _high(pairs, lanes), by.round_odd)
-    picks = [i + 1 if i % 2 == 0 else lanes + i for i in range(lanes)]
-    high = tirx.Shuffle([even, odd], [tirx.const(p, "int32") for p in picks])
-    return tirx.shift_right(high, by.shift)
 
 
 def requantize_wide(value: Any, mult: Any, shift: Any, lanes: int) -> Any:

@@ -26,71 +26,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from tvm import tirx
 
+from .. import requant
 from ..builder import const, vector_type
+from ..dot import Dot
 
-__all__ = ["DOTS", "Dot"]
+__all__ = ["DOTS", "X86Dot"]
 
 
 @dataclass(frozen=True)
-class Dot:
-    """One dot sequence.
+class X86Dot(Dot):
+    """One dot sequence of x86.
 
     Parameters
     ----------
-    name
-        Key in :data:`DOTS`.
-    lanes
-        32-bit lanes of the accumulator.
-    kv
-        Channels of K that one step takes.
-    operand
-        dtype that activations have in memory: ``"int16"`` or ``"uint8"``.
-    weight
-        dtype that weights have in registers: ``"int16"`` or ``"int8"``; int8 in memory either way.
-    intrinsic
-        LLVM's name of the multiplying instruction.
     fused
         Whether the instruction adds to the accumulator itself.
-    mnemonic
-        What a disassembly shows.
     widen
         LLVM's name of the instruction that turns pairs of int16 sums into int32, if there is one.
     """
 
-    name: str
-    lanes: int
-    kv: int
-    operand: str
-    weight: str
-    intrinsic: str
-    fused: bool
-    mnemonic: str
-
+    fused: bool = False
     widen: str = ""
 
-    def step(self, acc: Any, groups: Sequence[Any], weights: Sequence[Any]) -> Any:
-        """Return ``acc + sum_i groups[i] . weights[i]``.
+    @property
+    def arithmetic(self) -> ModuleType:
+        """Even and odd lanes: ``vpmuldq``."""
+        return requant
 
-        Parameters
-        ----------
-        acc
-            int32 x lanes.
-        groups
-            Each ``kv`` activation codes reinterpreted as one int32.
-        weights
-            Each ``weight`` dtype x (lanes * kv).
-        """
+    def spread(self, word: Any) -> Any:
+        """Return the codes of one group for every lane."""
         wide = vector_type(self.operand, self.lanes * self.kv)
+        return tirx.reinterpret(wide, tirx.Broadcast(word, self.lanes))
+
+    def step(self, acc: Any, groups: Sequence[Any], weights: Sequence[Any]) -> Any:
+        """Return ``acc + sum_i groups[i] . weights[i]``."""
         out = vector_type("int32", self.lanes)
         pairs = vector_type("int16", self.lanes * 2)
         call = tirx.call_llvm_pure_intrin
         short = None
-        for group, columns in zip(groups, weights, strict=True):
-            codes = tirx.reinterpret(wide, tirx.Broadcast(group, self.lanes))
+        for codes, columns in zip(groups, weights, strict=True):
             if self.fused:
                 acc = call(out, self.intrinsic, acc, codes, columns)
             elif not self.widen:
@@ -106,20 +85,19 @@ class Dot:
 DOTS = {
     dot.name: dot
     for dot in (
-        Dot("vpmaddwd256", 8, 2, "int16", "int16", "llvm.x86.avx2.pmadd.wd", False, "vpmaddwd"),
-        Dot("vpmaddwd512", 16, 2, "int16", "int16", "llvm.x86.avx512.pmaddw.d.512", False,
-            "vpmaddwd"),
-        Dot("vpdpwssd256", 8, 2, "int16", "int16", "llvm.x86.avx512.vpdpwssd.256", True,
-            "vpdpwssd"),
-        Dot("vpdpwssd512", 16, 2, "int16", "int16", "llvm.x86.avx512.vpdpwssd.512", True,
-            "vpdpwssd"),
-        Dot("vpdpbusd256", 8, 4, "uint8", "int8", "llvm.x86.avx512.vpdpbusd.256", True,
-            "vpdpbusd"),
-        Dot("vpdpbusd512", 16, 4, "uint8", "int8", "llvm.x86.avx512.vpdpbusd.512", True,
-            "vpdpbusd"),
-        Dot("vpmaddubsw256", 8, 4, "uint8", "int8", "llvm.x86.avx2.pmadd.ub.sw", False,
-            "vpmaddubsw", "llvm.x86.avx2.pmadd.wd"),
-        Dot("vpmaddubsw512", 16, 4, "uint8", "int8", "llvm.x86.avx512.pmaddubs.w.512", False,
-            "vpmaddubsw", "llvm.x86.avx512.pmaddw.d.512"),
+        X86Dot("vpmaddwd256", 8, 2, "int16", "int16", "llvm.x86.avx2.pmadd.wd", "vpmaddwd"),
+        X86Dot("vpmaddwd512", 16, 2, "int16", "int16", "llvm.x86.avx512.pmaddw.d.512", "vpmaddwd"),
+        X86Dot("vpdpwssd256", 8, 2, "int16", "int16", "llvm.x86.avx512.vpdpwssd.256", "vpdpwssd",
+               fused=True),
+        X86Dot("vpdpwssd512", 16, 2, "int16", "int16", "llvm.x86.avx512.vpdpwssd.512", "vpdpwssd",
+               fused=True),
+        X86Dot("vpdpbusd256", 8, 4, "uint8", "int8", "llvm.x86.avx512.vpdpbusd.256", "vpdpbusd",
+               fused=True),
+        X86Dot("vpdpbusd512", 16, 4, "uint8", "int8", "llvm.x86.avx512.vpdpbusd.512", "vpdpbusd",
+               fused=True),
+        X86Dot("vpmaddubsw256", 8, 4, "uint8", "int8", "llvm.x86.avx2.pmadd.ub.sw", "vpmaddubsw",
+               widen="llvm.x86.avx2.pmadd.wd"),
+        X86Dot("vpmaddubsw512", 16, 4, "uint8", "int8", "llvm.x86.avx512.pmaddubs.w.512",
+               "vpmaddubsw", widen="llvm.x86.avx512.pmaddw.d.512"),
     )
 }

@@ -59,7 +59,8 @@ def register_peak(
     for i in range(rows * vectors):
         w.store(acc, const(0, vector_type("int32", lanes)), i * lanes, lanes=lanes)
     groups = [
-        [w.bind("g", tirx.reinterpret("int32", load(a, (r * chain + u) * dot.kv, lanes=dot.kv)))
+        [w.bind("g", dot.spread(
+            tirx.reinterpret(dot.word, load(a, (r * chain + u) * dot.kv, lanes=dot.kv))))
          for u in range(chain)]
         for r in range(rows)
     ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""AArch64: dot-product instructions, requantisation, and what its kernels do differently."""
