@@ -89,13 +89,12 @@ def _matmul_kernel(
     from .activation_matmul import activation_matmul
 
     a, b, out = func.params
-    left, right = str(a.dtype), str(b.dtype)
-    if right == "uint8" and isa.dot8 != isa.dot16:
+    name = isa.dot(str(a.dtype), str(b.dtype))
+    if not name:
         return None
-    wide = "int16" in (left, right)
-    dot = dot_named(isa.dot16 if wide else isa.dot8)
+    dot = dot_named(name)
     if tile is None:
-        tile = default_tile(isa, int(out.shape[-2]), int(out.shape[-1]))
+        tile = default_tile(isa, int(out.shape[-2]), int(out.shape[-1]), dot)
     return activation_matmul(list(func.params), spec, dot, tile, _attrs(func))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 
+from .dot import Dot, dot_named
 from .isa import ISA
 
 __all__ = ["ANNOTATION", "Epilogue", "GemmSpec", "Tile", "default_tile", "linear_tile", "row_tiles"]
@@ -125,15 +126,19 @@ class Tile:
         return replace(self, rows=rows)
 
 
-def default_tile(isa: ISA, rows: int, columns: int) -> Tile:
+def default_tile(isa: ISA, rows: int, columns: int, dot: Dot | None = None) -> Tile:
     """Return the tile that is used where no record says better.
 
     As many accumulators as the registers hold beside one step's operands (AVX2: 12 of 16, AVX-512:
     24 of 32), in as many vectors of columns as waste the fewest columns; of equals, the two-vector
-    form, which loads least.
+    form, which loads least. Sequences that name their own tiles (``dot.tiles``) choose among those.
     """
     accumulators = 24 if isa.registers == 32 else 12
     choices = (2, 4, 1) if rows > 4 else (4, 2, 1)
+    sizes = {vectors: accumulators // vectors for vectors in choices}
+    if dot is not None and dot.tiles:
+        sizes = dict(dot.tiles)
+        choices = tuple(sizes)
 
     def padded(vectors: int) -> int:
         block = vectors * isa.lanes
@@ -142,7 +147,7 @@ def default_tile(isa: ISA, rows: int, columns: int) -> Tile:
     vectors = min(choices, key=padded)
     if padded(vectors) * 10 > padded(choices[0]) * 9:  # less than a tenth saved: not worth it
         vectors = choices[0]
-    return Tile(rows=accumulators // vectors, vectors=vectors, expand=rows >= 24)
+    return Tile(rows=sizes[vectors], vectors=vectors, expand=rows >= 24)
 
 
 def linear_tile(isa: ISA, spec: GemmSpec, rows: int, columns: int) -> Tile:
@@ -151,6 +156,9 @@ def linear_tile(isa: ISA, spec: GemmSpec, rows: int, columns: int) -> Tile:
     A sequence that adds in int16 keeps the weights of a whole chain in registers, so its tile has
     fewer rows.
     """
+    dot = dot_named(spec.dot)
+    if dot.tiles:
+        return Tile(dict(dot.tiles)[spec.vectors], spec.vectors, expand=rows >= 24)
     tile = replace(default_tile(isa, rows, columns), vectors=spec.vectors)
     return tile.with_rows(tile.rows * 2 // 3) if max(spec.chains, default=0) > 1 else tile
 

@@ -4,7 +4,7 @@ One :class:`ISA` is one description of hardware: vector width, number of vector 
 sequences that may be used, and with them the packed layout of weights. It is found by asking LLVM
 for the target's *features* (never by the processor's name), so it works for cross targets too.
 
-A dot sequence named here is described in ``schedules.x86.intrinsics``: it multiplies ``kv``
+A dot sequence named here is described in its architecture's ``intrinsics.py``: it multiplies ``kv``
 neighbouring channels of K for each 32-bit lane, so packed weights are ``[N/nt, K/kv, nt, kv]``.
 """
 
@@ -17,8 +17,20 @@ from dataclasses import dataclass
 import tvm
 import tvm_ffi
 
-__all__ = ["AVX2", "AVX512BW", "AVX512VNNI", "AVXVNNI", "GENERIC", "ISA", "isa_for",
-           "resolve_target"]
+from .host import host_architecture
+
+__all__ = ["AVX2", "AVX512BW", "AVX512VNNI", "AVXVNNI", "DOTPROD", "GENERIC", "I8MM", "ISA", "NEON",
+           "architecture_of", "isa_for", "resolve_target"]
+
+TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+"""LLVM triples of the architectures that are compiled for."""
+
+EXTENSIONS = {"": (), "dotprod": ("dotprod",), "i8mm": ("dotprod", "i8mm")}
+"""What may follow ``aarch64+``, and the LLVM features that it stands for (Armv8.6 has both)."""
+
+ALIASES = {"apple-m1": "apple-a14", "apple-m2": "apple-a15", "apple-m3": "apple-a16",
+           "cobalt-100": "neoverse-n2"}
+"""Processor names that LLVM takes but does not list."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,10 @@ class ISA:
         Name of the dot sequence for 16-bit activations, "" if there is none.
     proved8
         Name of a faster sequence for 8-bit activations that is exact only for some weights.
+    unsigned8
+        Name of the dot sequence for uint8 activations, if it is another.
+    any16
+        Name of the sequence of two 16-bit operands, where ``dot16`` wants int8 for the second.
     """
 
     name: str
@@ -50,6 +66,26 @@ class ISA:
     dot8: str
     dot16: str
     proved8: str = ""
+    unsigned8: str = ""
+    any16: str = ""
+
+    def dot(self, left: str, right: str = "int8") -> str:
+        """Return the dot sequence for activations of dtype ``left``; "" if there is none.
+
+        Parameters
+        ----------
+        left
+            int8, uint8 or int16.
+        right
+            dtype of the other operand: int8 for weights, any of the three for activations.
+        """
+        if right != "int8" and self.any16:
+            return self.any16
+        if right == "uint8" and self.dot8 != self.dot16:
+            return ""
+        if "int16" in (left, right):
+            return self.dot16
+        return self.unsigned8 if left == "uint8" and self.unsigned8 else self.dot8
 
     @property
     def lanes(self) -> int:
@@ -68,9 +104,19 @@ AVX512BW = ISA("avx512bw", ("avx512f", "avx512bw", "avx512vl"), 512, 32,
                "vpmaddwd512", "vpmaddwd512", "vpmaddubsw512")
 AVXVNNI = ISA("avxvnni", ("avx2", "avxvnni"), 256, 16, "vpdpbusd256", "vpdpwssd256")
 AVX2 = ISA("avx2", ("avx2",), 256, 16, "vpmaddwd256", "vpmaddwd256", "vpmaddubsw256")
+I8MM = ISA("i8mm", ("neon", "dotprod", "i8mm"), 128, 32, "smmla", "smlal16", unsigned8="usmmla",
+           any16="smlal16")
+DOTPROD = ISA("dotprod", ("neon", "dotprod"), 128, 32, "sdot", "smlal16", any16="smlal16")
+NEON = ISA("neon", ("neon",), 128, 32, "smlal8", "smlal16", any16="smlal16")
 GENERIC = ISA("generic", (), 128, 16, "", "")
 
-_PREFERENCE = (AVX512VNNI, AVX512BW, AVXVNNI, AVX2)
+_PREFERENCE = {"x86_64": (AVX512VNNI, AVX512BW, AVXVNNI, AVX2), "aarch64": (I8MM, DOTPROD, NEON)}
+
+
+def architecture_of(target: tvm.target.Target) -> str:
+    """Return the architecture of an LLVM target, for example ``"aarch64"``."""
+    triple = str(target.attrs.get("mtriple", "") or "")
+    return triple.partition("-")[0] or host_architecture()
 
 
 def isa_for(target: tvm.target.Target) -> ISA:
@@ -78,17 +124,18 @@ def isa_for(target: tvm.target.Target) -> ISA:
     if target.kind.name != "llvm":
         return GENERIC
     has_feature = tvm_ffi.get_global_func("target.target_has_feature")
-    for isa in _PREFERENCE:
+    for isa in _PREFERENCE.get(architecture_of(target), ()):
         if all(has_feature(feature, target) for feature in isa.features):
             return isa
     return GENERIC
 
 
-@functools.lru_cache(maxsize=1)
-def _known_cpus() -> frozenset[str]:
-    names = tvm_ffi.get_global_func("target.llvm_get_cpu_archlist")(
-        tvm.target.Target({"kind": "llvm"})
-    )
+@functools.cache
+def _known_cpus(architecture: str) -> frozenset[str]:
+    if architecture not in TRIPLES:
+        return frozenset()
+    target = tvm.target.Target({"kind": "llvm", "mtriple": TRIPLES[architecture]})
+    names = tvm_ffi.get_global_func("target.llvm_get_cpu_archlist")(target)
     return frozenset(str(name) for name in names)
 
 
@@ -98,8 +145,10 @@ def resolve_target(name: str = "native", threads: int | None = None) -> tvm.targ
     Parameters
     ----------
     name
-        ``"native"`` (the processor that runs this), or any processor name that LLVM knows for this
-        machine's architecture: ``"x86-64-v3"`` (AVX2), ``"x86-64-v4"`` (AVX-512), ``"znver3"``, …
+        ``"native"`` (the processor that runs this); ``"aarch64"``, ``"aarch64+dotprod"`` or
+        ``"aarch64+i8mm"``; or any processor name that LLVM knows, first for this machine's
+        architecture, then for the others: ``"x86-64-v3"`` (AVX2), ``"x86-64-v4"`` (AVX-512),
+        ``"znver3"``, ``"cortex-a76"``, ``"apple-m1"``, …
     threads
         Number of cores written into the target, by default this machine's.
 
@@ -108,13 +157,24 @@ def resolve_target(name: str = "native", threads: int | None = None) -> tvm.targ
     ValueError
         LLVM does not know the name (one line that says which names are usual).
     """
-    cpu = name
+    fields = {"kind": "llvm", "num-cores": threads or os.cpu_count() or 1}
+    host = host_architecture()
+    base, _, extension = name.partition("+")
     if name == "native":
         cpu = str(tvm_ffi.get_global_func("target.llvm_get_system_cpu")())
-    if cpu not in _known_cpus():
-        raise ValueError(
-            f"unknown target {name!r}: use native, x86-64-v3 (AVX2), x86-64-v4 (AVX-512) or a "
-            "processor name that LLVM knows, for example znver3 or icelake-server"
-        )
-    cores = threads or os.cpu_count() or 1
-    return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "num-cores": cores})
+        return tvm.target.Target({**fields, "mcpu": cpu})
+    if base == "aarch64" and extension in EXTENSIONS:
+        features = ["+neon", *(f"+{feature}" for feature in EXTENSIONS[extension])]
+        return tvm.target.Target(
+            {**fields, "mtriple": TRIPLES["aarch64"], "mcpu": "generic", "mattr": features})
+    cpu = ALIASES.get(name, name)
+    if cpu in _known_cpus(host):
+        return tvm.target.Target({**fields, "mcpu": cpu})
+    for architecture, triple in TRIPLES.items():
+        if cpu in _known_cpus(architecture):
+            return tvm.target.Target({**fields, "mtriple": triple, "mcpu": cpu})
+    raise ValueError(
+        f"unknown target {name!r}: use native, x86-64-v3 (AVX2), x86-64-v4 (AVX-512), aarch64, "
+        "aarch64+dotprod, aarch64+i8mm or a processor name that LLVM knows, for example znver3 or "
+        "cortex-a76"
+    )

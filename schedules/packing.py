@@ -7,10 +7,11 @@ dot sequence and the block for an instruction set.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .arm.intrinsics import chains_of as smlal_chains
 from .dot import Dot, dot_named
 from .gemm import Tile, default_tile
 from .isa import ISA
@@ -71,9 +72,13 @@ def plan_linear(
     """
     if not isa.has_kernels:
         return None
-    tile = default_tile(isa, rows, w.shape[1])
-    dot = dot_named(isa.dot16 if dtype == "int16" else isa.dot8)
+    dot = dot_named(isa.dot(dtype))
+    tile = default_tile(isa, rows, w.shape[1], dot)
     plan = LinearPlan(dot, tile, dot.offset(dtype))
+    if dot.name == "smlal8":
+        low, high = codes or (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+        shifted = low + plan.offset, high + plan.offset
+        return replace(plan, chains=tuple(smlal_chains(pack(w, plan.nt, dot.kv), *shifted)))
     if dtype == "int16" or not isa.proved8 or rows < 8:
         return plan
     low, high = codes or (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))

@@ -4,8 +4,8 @@
 whatever is convenient, they are never stored), in the register form of the dot's second operand.
 
 * Rows along K (``[K, N]``): ``kv`` neighbouring rows are interleaved.
-* Rows along N (``[N, K]``, transposed): groups of ``kv`` codes are 32-bit words, and 8 x 8 of them
-  are transposed in registers.
+* Rows along N (``[N, K]``, transposed): groups of ``kv`` codes are words, and 8 x 8 of them are
+  transposed in registers; words of 64 bits are moved one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .kernel import Operand
 __all__ = ["column_sums", "pack_columns", "pack_rows"]
 
 WORDS = 8
-"""Edge of the block of 32-bit words that is transposed at once."""
+"""Edge of the block of words that is transposed at once."""
 
 
 def _widen(value: Any, dtype: str, lanes: int) -> Any:
@@ -29,8 +29,18 @@ def _widen(value: Any, dtype: str, lanes: int) -> Any:
         vector_type(dtype, lanes), value)
 
 
-def _interleave(rows: list[Any], lanes: int) -> Any:
+def _zip(a: Any, b: Any, lanes: int, part: int | None = None) -> Any:
+    """Interleave two vectors; ``part`` takes the low (0) or the high (1) half of the result."""
+    order = [half * lanes + i for i in range(lanes) for half in (0, 1)]
+    order = order if part is None else order[part * lanes : (part + 1) * lanes]
+    return tirx.Shuffle([a, b], [tirx.const(p, "int32") for p in order])
+
+
+def _interleave(w: Writer, dot: Dot, rows: list[Any], lanes: int) -> Any:
     count = len(rows)
+    if dot.span > 1 and count > 1:  # NEON: rounds of zip1 and zip2
+        even, odd = (_interleave(w, dot, rows[part::2], lanes) for part in (0, 1))
+        return w.bind("zip", _zip(even, odd, lanes * count // 2))
     order = [r * lanes + i for i in range(lanes) for r in range(count)]
     return tirx.Shuffle(rows, [tirx.const(p, "int32") for p in order])
 
@@ -65,7 +75,8 @@ def pack_columns(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, colu
                                      lanes)) if i < valid else zero
                 for i in range(kv)
             ]
-            w.store(out, _interleave(rows, lanes), base + (g * nt + j) * kv, lanes=lanes * kv)
+            w.store(out, _interleave(w, dot, rows, lanes), base + (g * nt + j) * kv,
+                    lanes=lanes * kv)
 
     def fast() -> None:
         with w.loop("g", whole) as g:
@@ -109,11 +120,25 @@ def _transpose_words(w: Writer, rows: list[Any]) -> list[Any]:
         mix(quads[i], quads[i + 4], high128) for i in range(4)]
 
 
+def _zip_words(w: Writer, rows: list[Any]) -> list[Any]:
+    """Transpose 8 vectors of 8 words with three rounds of zip1 and zip2."""
+    for _ in range(3):
+        rows = [w.bind("zip", _zip(rows[i], rows[i + 4], WORDS, part))
+                for i in range(4) for part in (0, 1)]
+    return rows
+
+
 def pack_rows(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, columns: int,
               out: Any, base: Any) -> None:
     """Pack column block ``block`` of an [N, K] operand to ``out[base:]`` ([K/kv, nt, kv])."""
     kv, depth = dot.kv, source.depth
+    bits = kv * int(dot.weight.removeprefix("int"))
+    if bits == 64:
+        _pack_long_words(w, source, dot, nt, block, columns, out, base)
+        return
     codes = WORDS * kv
+    vector = vector_type(f"int{bits}", WORDS)
+    transpose = _zip_words if dot.span > 1 else _transpose_words
     whole = depth // codes
     last = tirx.const(columns - 1, "int32")
 
@@ -127,13 +152,26 @@ def pack_rows(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, columns
             for i in range(WORDS):
                 value = source.load(row_of(j * WORDS + i), g * codes, codes)
                 value = _widen(value, dot.weight, codes)
-                rows.append(w.bind("words", tirx.reinterpret("int32x8", value)))
-            for i, words in enumerate(_transpose_words(w, rows)):
+                rows.append(w.bind("words", tirx.reinterpret(vector, value)))
+            for i, words in enumerate(transpose(w, rows)):
                 at = base + ((g * WORDS + i) * nt + j * WORDS) * kv
                 value = tirx.reinterpret(vector_type(dot.weight, codes), words)
                 w.store(out, value, at, lanes=codes)
     _pack_slowly(w, lambda k, j: source.load(row_of(j), k), dot,
                  (whole * WORDS, -(-depth // kv)), depth, nt, out, base)
+
+
+def _pack_long_words(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, columns: int,
+                     out: Any, base: Any) -> None:
+    """Do what :func:`pack_rows` does for groups of 64 bits."""
+    kv, depth = dot.kv, source.depth
+    whole, last = depth // kv, tirx.const(columns - 1, "int32")
+    with w.loop("j", nt) as j:
+        row = w.bind("from", tirx.min(block * nt + j, last))
+        with w.loop("g", whole) as g:
+            w.store(out, source.load(row, g * kv, kv), base + (g * nt + j) * kv, lanes=kv)
+    _pack_slowly(w, lambda k, j: source.load(tirx.min(block * nt + j, last), k), dot,
+                 (whole, -(-depth // kv)), depth, nt, out, base)
 
 
 def column_sums(w: Writer, dot: Dot, packed: Any, base: Any, groups: int, nt: int,

@@ -119,17 +119,17 @@ class ArmDot(Dot):
         return acc
 
 
-_BY_LANE = ((4, 5), (2, 8), (1, 12))
-_TWO_ROWS = ((2, 12), (4, 6), (1, 16))
+_BY_LANE = ((4, 5), (2, 8))
+_TWO_ROWS = ((2, 12), (4, 6))
 _NEON = "llvm.aarch64.neon."
 
 DOTS = {
     dot.name: dot
     for dot in (
         ArmDot("smlal8", 4, 2, "int8", "int8", f"{_NEON}smull.v8i16", "smlal",
-               ((4, 4), (2, 6), (1, 8))),
+               ((4, 4), (2, 6))),
         ArmDot("smlal16", 4, 1, "int16", "int16", f"{_NEON}smull.v4i32", "smlal",
-               ((4, 5), (2, 8), (1, 8))),
+               ((4, 5), (2, 8))),
         ArmDot("sdot", 4, 4, "int8", "int8", f"{_NEON}sdot.v4i32.v16i8", "sdot", _BY_LANE),
         ArmDot("sdot16", 4, 4, "int16", "int8", "", "sdot", _BY_LANE, high="sdot", low="sdot"),
         ArmDot("smmla", 4, 8, "int8", "int8", f"{_NEON}smmla.v4i32.v16i8", "smmla", _TWO_ROWS,

@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 import pytest
-import tvm
 
-from schedules.isa import AVX2, AVX512BW, AVX512VNNI, AVXVNNI, GENERIC, ISA, isa_for, resolve_target
+from schedules.isa import (
+    AVX2,
+    AVX512BW,
+    AVX512VNNI,
+    AVXVNNI,
+    DOTPROD,
+    GENERIC,
+    I8MM,
+    ISA,
+    NEON,
+    architecture_of,
+    isa_for,
+    resolve_target,
+)
+
+X86 = [("x86-64-v3", AVX2), ("znver3", AVX2), ("x86-64-v4", AVX512BW), ("alderlake", AVXVNNI),
+       ("icelake-server", AVX512VNNI), ("x86-64", GENERIC)]
+ARM = [("aarch64", NEON), ("aarch64+dotprod", DOTPROD), ("aarch64+i8mm", I8MM),
+       ("cortex-a53", NEON), ("cortex-a72", NEON), ("cortex-a76", DOTPROD),
+       ("neoverse-n1", DOTPROD), ("apple-m1", DOTPROD), ("neoverse-v1", I8MM),
+       ("neoverse-n2", I8MM), ("cortex-a710", I8MM)]
 
 
-@pytest.mark.parametrize("name,isa", [
-    ("x86-64-v3", AVX2), ("znver3", AVX2), ("x86-64-v4", AVX512BW), ("alderlake", AVXVNNI),
-    ("icelake-server", AVX512VNNI), ("x86-64", GENERIC)])
+@pytest.mark.parametrize("name,isa", X86 + ARM)
 def test_features_decide(name: str, isa: ISA) -> None:
     assert isa_for(resolve_target(name)) == isa
 
 
-def test_other_architecture_has_no_x86_kernels() -> None:
-    target = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu"})
-    assert isa_for(target) == GENERIC
+@pytest.mark.parametrize("name,architecture", [
+    ("x86-64-v3", "x86_64"), ("aarch64", "aarch64"), ("cortex-a76", "aarch64")])
+def test_architecture(name: str, architecture: str) -> None:
+    assert architecture_of(resolve_target(name)) == architecture
+
+
+@pytest.mark.parametrize("name", ["pentium5", "aarch64+sme9", "cortex-a76+dotprod"])
+def test_unknown_target_is_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown target") as error:
+        resolve_target(name)
+    assert "\n" not in str(error.value) and "aarch64+dotprod" in str(error.value)
 
 
 def test_native_runs_here() -> None:
     assert resolve_target("native").attrs["mcpu"]
-
-
-def test_unknown_target_is_one_line() -> None:
-    with pytest.raises(ValueError, match="unknown target 'pentium5'") as error:
-        resolve_target("pentium5")
-    assert "\n" not in str(error.value)

@@ -6,12 +6,12 @@ page, and it runs the constructors of any library it is given. So the file is re
 
 from __future__ import annotations
 
-import platform
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from relay_passes.errors import VitqError
+from schedules.host import host_architecture
 
 __all__ = [
     "LIBRARY_SYMBOL",
@@ -55,8 +55,7 @@ class ElfFile:
 
 def host_machine() -> str:
     """Return this machine's architecture, in the words of :data:`MACHINES`."""
-    name = platform.machine().lower()
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
+    return host_architecture()
 
 
 def read_elf(path: str | Path) -> ElfFile:
