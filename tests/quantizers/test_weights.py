@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tvm_vitq.quantizers.weights import limit_codes, round_by_error, round_nearest
+from schedules.packing import chains_of, pack
+from tvm_vitq.quantizers.weights import Windows, limit_codes, round_by_error, round_nearest
 
 
 def correlated(rows: int, width: int) -> torch.Tensor:
@@ -63,3 +64,36 @@ def test_limited_codes_cannot_overflow() -> None:
     codes = limit_codes(weight, round_nearest(weight), 30000)
     assert codes.codes.abs().sum(0).max() <= 30000
     assert (codes.real - weight).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("careful", [True, False], ids=["by_error", "nearest"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("depth", [192, 50, 3])
+def test_weights_of_a_window_stay_within_16_bits(depth: int, groups: int, careful: bool) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(depth, 24) * torch.randn(depth, 1).exp()
+    windows = Windows.of(depth, groups)
+    if careful:
+        codes = round_by_error(weight, torch.eye(depth, dtype=torch.float64), windows).codes
+    else:
+        codes = round_nearest(weight, None, windows).codes
+    assert codes.abs().max() <= 127 and torch.equal(codes, codes.round())
+    # Independently of how the windows are kept: the proof that kernels are chosen by.
+    chains = chains_of(pack(codes.numpy().astype("int8"), 16, 4), 255)
+    assert min(chains) >= groups
+    free = round_nearest(weight).codes.numpy().astype("int8")
+    assert min(chains_of(pack(free, 16, 4), 255)) < groups
+
+
+def test_what_windows_cost() -> None:
+    x, weight = correlated(2000, 64), torch.randn(64, 32)
+    moments = (x.T @ x).double() / len(x)
+
+    def error(groups: int) -> float:
+        windows = Windows.of(64, groups) if groups else None
+        codes = round_by_error(weight, moments, windows)
+        return float((x @ (codes.real - weight)).square().mean())
+
+    free = error(0)
+    assert free < error(2) < 4.5 * free  # one bit would be 4
+    assert error(2) < error(4)

@@ -18,7 +18,7 @@ from tvm_vitq.quantizers.recipe import Recipe
 from tvm_vitq.quantizers.shift_forms import shift_operators
 from tvm_vitq.quantizers.structure import Linear, Structure
 from tvm_vitq.quantizers.units import Unit
-from tvm_vitq.quantizers.weights import limit_codes, round_by_error, round_nearest
+from tvm_vitq.quantizers.weights import Windows, limit_codes, round_by_error, round_nearest
 
 __all__ = ["Moments", "finish_unit"]
 
@@ -136,11 +136,14 @@ def finish_linear(
         second = moments.second
         if not recipe.bias_correction:
             second = second + torch.outer(moments.mean, moments.mean)
-        if recipe.rounding == "error":
-            codes = round_by_error(weight, second)
-        else:
-            codes = round_nearest(weight, second.diagonal().float())
         quantizer = draft.quantizer(linear.source) if linear.source in structure.sites else None
+        windows = None
+        if recipe.int16_groups and (quantizer is None or quantizer.dtype == "int8"):
+            windows = Windows.of(len(weight), recipe.int16_groups)
+        if recipe.rounding == "error":
+            codes = round_by_error(weight, second, windows)
+        else:
+            codes = round_nearest(weight, second.diagonal().float(), windows)
         if quantizer is not None and quantizer.dtype == "int16":
             codes = limit_codes(
                 weight, codes, _largest_sum(draft, linear, codes.scale, quantizer.scale)

@@ -21,6 +21,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "balance_keys": (bool,),
     "rounding": (str,),
     "bias_correction": (bool,),
+    "int16_groups": (int,),
     "a16_budget": (float, int),
     "probabilities": (str,),
     "wide_gelu": (bool,),
@@ -51,6 +52,10 @@ class Recipe:
         ``error`` (weight codes by output error, second-order) or ``nearest``.
     bias_correction : bool
         Correct the mean error of every linear in its bias.
+    int16_groups : int
+        Weights are kept so small that processors without a dot instruction for bytes (AVX2,
+        AVX-512BW) may add the products of this many groups of four input channels in 16 bits: 1, 2
+        or 4, the more the faster; 0 for weights of full width.
     a16_budget : float
         Largest share of all multiply-accumulates that may have int16 activations chosen for an
         operand (probabilities, which are int16 anyway, don't count).
@@ -71,7 +76,8 @@ class Recipe:
     balance_keys: bool = True
     rounding: str = "error"
     bias_correction: bool = True
-    a16_budget: float = 0.10
+    int16_groups: int = 2
+    a16_budget: float = 0.07
     probabilities: str = "int16"
     wide_gelu: bool = True
     images: int = 256
@@ -93,6 +99,8 @@ class Recipe:
             raise VitqError(f"recipe: unknown rounding {self.rounding!r}; use error or nearest")
         if self.probabilities not in ("int16", "uint8"):
             raise VitqError(f"recipe: probabilities={self.probabilities!r}; use int16 or uint8")
+        if self.int16_groups not in (0, 1, 2, 4):
+            raise VitqError(f"recipe: int16_groups={self.int16_groups}; use 0, 1, 2 or 4")
         if not 0.0 <= self.a16_budget <= 1.0:
             raise VitqError(f"recipe: a16_budget={self.a16_budget} must be between 0 and 1")
         if self.images < 1:

@@ -300,9 +300,10 @@ class UnitSearch:
         if quantizer is None:
             return 0.0
         codes, error = quantizer(sample), 0.0
+        bits = 7 if self.recipe.int16_groups else 8
         for linear in self.readers[site]:
             weight, rows = draft.constant(linear.weight), self.rows.get(linear.step)
-            real = weight if linear.given else round_quickly(weight).real
+            real = weight if linear.given else round_quickly(weight, bits).real
             x, y = (codes, sample) if rows is None else (codes[:, rows], sample[:, rows])
             wanted = y @ weight
             difference = x @ real - wanted
