@@ -22,7 +22,7 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.tirx.stmt import ForKind
 
-__all__ = ["Writer", "const", "load", "ramp", "vector_type"]
+__all__ = ["Writer", "const", "load", "ramp", "vector_of", "vector_type"]
 
 _KINDS = {
     "serial": ForKind.SERIAL,
@@ -42,6 +42,12 @@ def const(value: int, dtype: str) -> Any:
     base, _, lanes = dtype.partition("x")
     scalar = tirx.const(value, base)
     return tirx.Broadcast(scalar, int(lanes)) if lanes else scalar
+
+
+def vector_of(values: Sequence[int], dtype: str) -> Any:
+    """Return a vector of scalar constants."""
+    scalars = [tirx.const(value, dtype) for value in values]
+    return tirx.Shuffle(scalars, [tirx.const(i, "int32") for i in range(len(scalars))])
 
 
 def ramp(base: Any, lanes: int) -> Any:

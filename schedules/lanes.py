@@ -3,11 +3,13 @@
 TE definitions of integer operators are written in int32 and int64. Most of their values are small,
 and 16-bit lanes carry twice as many of them. :class:`Lanes` rebuilds an expression for ``width``
 neighbouring elements while it tracks the interval of every value: an operation runs in 16-bit lanes
-if operands and result provably fit, else in 32, else in 64. Values are numbered, so a common
-subexpression is computed once.
+(signed or unsigned) if operands and result provably fit, else in 32, else in 64. Values are
+numbered, so a common subexpression is computed once.
 
-Two patterns become single instructions: ``(a*b + 2^14) >> 15`` of 16-bit values is ``vpmulhrsw``;
-``(int64(a)*int64(b)) >> 32`` of 32-bit values takes the high halves of two ``vpmuldq``.
+Patterns become few instructions: ``(a*b + 2^14) >> 15`` and ``(uint32(a)*uint32(b)) >> 16`` of
+16-bit values and ``-2^15 >> q`` are operations of ``schedules.words``; a sum, difference or product
+that is cast to 16 bits is taken modulo 2^16; ``(int64(a)*int64(b)) >> 32`` of 32-bit values takes
+the high halves of two ``vpmuldq``.
 
 Intervals come from interval arithmetic, and exactly where a value is a function of one value of at
 most 17 bits: then it is computed for all of them (polynomials of one argument are far narrower than
@@ -25,6 +27,7 @@ import numpy as np
 from tvm import tirx
 
 from .builder import Writer, const, vector_type
+from .words import Words
 
 __all__ = ["Lanes", "Unsupported", "Value"]
 
@@ -34,7 +37,8 @@ BINARY = {
     "RShift": tirx.RShift, "BitwiseAnd": tirx.BitwiseAnd, "BitwiseOr": tirx.BitwiseOr,
     "BitwiseXor": tirx.BitwiseXor,
 }
-EXTREMES = {"Min": "llvm.smin", "Max": "llvm.smax"}
+EXTREMES = {("Min", "int"): "llvm.smin", ("Max", "int"): "llvm.smax",
+            ("Min", "uint"): "llvm.umin", ("Max", "uint"): "llvm.umax"}
 VECTOR = frozenset(BINARY) - {"FloorDiv", "FloorMod", "BitwiseOr", "BitwiseXor"}
 
 
@@ -118,21 +122,18 @@ class Lanes:
     ----------
     writer
         Where values are bound.
-    width
-        Elements of a vector.
+    words
+        Word operations of the target; they know the number of elements of a vector.
     load
         ``load(buffer, indices)`` gives the :class:`Value` of a TensorLoad (through
         :meth:`leaf`), indices untranslated.
-    mulhrs
-        LLVM intrinsic of ``vpmulhrsw`` for ``width`` lanes, "" if there is none.
     """
 
-    def __init__(self, writer: Writer, width: int, load: Callable[[Any], Value],
-                 mulhrs: str = "") -> None:
+    def __init__(self, writer: Writer, words: Words, load: Callable[[Any], Value]) -> None:
         self.w = writer
-        self.width = width
+        self.words = words
+        self.width = words.width
         self.load = load
-        self.mulhrs = mulhrs
         self.known: dict[Any, Value] = {}
 
     # Values
@@ -185,7 +186,8 @@ class Lanes:
         if kind == "TensorLoad":
             return self.load(expr)
         if kind == "Cast":
-            return self._cast(self.translate(expr.value), str(expr.ty.dtype))
+            dtype = str(expr.ty.dtype)
+            return self._modular(expr.value, dtype) or self._cast(self.translate(expr.value), dtype)
         if kind in BINARY:
             return self._pattern(expr) or self._binary(
                 kind, self.translate(expr.a), self.translate(expr.b), str(expr.ty.dtype))
@@ -200,6 +202,22 @@ class Lanes:
             return value
         return self._number(("cast", value.number, dtype),
                             tirx.Cast(vector_type(dtype, self.width), value.code), dtype, True,
+                            limits(dtype))
+
+    def _modular(self, expr: Any, dtype: str) -> Value | None:
+        """Return a sum, difference or product of 16-bit values modulo 2^16."""
+        op = type(expr).__name__
+        if dtype not in ("int16", "uint16") or op not in ("Add", "Sub", "Mul"):
+            return None
+        a, b = self.translate(expr.a), self.translate(expr.b)
+        if not (a.vector or b.vector) or not all(
+                _fits("int16", (v.lo, v.hi)) or _fits("uint16", (v.lo, v.hi)) for v in (a, b)):
+            return None
+        known = _interval(op, a, b)
+        if known is not None and _fits(dtype, known):
+            return None
+        code = BINARY[op](self.to(a, dtype, True).code, self.to(b, dtype, True).code)
+        return self._number(("modulo", op, a.number, b.number, dtype), code, dtype, True,
                             limits(dtype))
 
     def _sampled(self, value: Value) -> tuple[int, Any]:
@@ -251,12 +269,17 @@ class Lanes:
             trivial = self._no_op(op, a, b)
             if trivial is not None:
                 return trivial
+        for mask, other in ((a, b), (b, a)):
+            if (op == "BitwiseAnd" and mask.lo == mask.hi and mask.lo & (mask.lo + 1) == 0
+                    and other.vector and other.lo >= 0 and other.hi <= mask.lo):
+                return other
         lanes = self._lanes_for(op, a, b, interval)
         left, right = self.to(a, lanes, True), self.to(b, lanes, True)
-        if op in EXTREMES:
+        if op in ("Min", "Max"):
             # TVM's interval analysis fails on products of clamped vectors: keep clamps from it.
             code = tirx.call_llvm_pure_intrin(
-                vector_type(lanes, self.width), EXTREMES[op], left.code, right.code)
+                vector_type(lanes, self.width), EXTREMES[op, lanes.rstrip("0123456789")],
+                left.code, right.code)
         else:
             code = BINARY[op](left.code, right.code)
         return self._with_samples(
@@ -273,8 +296,9 @@ class Lanes:
     def _lanes_for(self, op: str, a: Value, b: Value, result: tuple[int, int]) -> str:
         values = [(a.lo, a.hi), (b.lo, b.hi), result]
         variable_shift = op in ("LShift", "RShift") and b.lo != b.hi
-        if _fits("int16", *values) and not variable_shift:
-            return "int16"
+        for lanes in ("int16", "uint16"):
+            if _fits(lanes, *values) and not variable_shift:
+                return lanes
         return "int32" if _fits("int32", *values) else "int64"
 
     def _call(self, expr: Any) -> Value:
@@ -290,32 +314,76 @@ class Lanes:
     # Patterns
 
     def _pattern(self, expr: Any) -> Value | None:
-        if type(expr).__name__ != "RShift" or type(expr.b).__name__ != "IntImm":
+        if type(expr).__name__ == "Max" and type(expr.b).__name__ == "Sub":
+            return self._magnitude(expr)
+        if type(expr).__name__ != "RShift":
+            return None
+        if type(expr.a).__name__ == "IntImm" and int(expr.a) == -(2**15):
+            return self._power(self.translate(expr.b))
+        if type(expr.b).__name__ != "IntImm":
             return None
         amount, inner = int(expr.b), expr.a
         if amount == 32 and str(expr.ty.dtype) == "int64" and type(inner).__name__ == "Mul":
             return self._high_product(self.translate(inner.a), self.translate(inner.b))
+        if amount == 16 and str(expr.ty.dtype) == "uint32" and type(inner).__name__ == "Mul":
+            return self._high_word(self.translate(inner.a), self.translate(inner.b))
         if (amount == 15 and type(inner).__name__ == "Add" and type(inner.a).__name__ == "Mul"
                 and type(inner.b).__name__ == "IntImm" and int(inner.b) == 2**14):
             return self._rounded_product(self.translate(inner.a.a), self.translate(inner.a.b))
         return None
 
     def _rounded_product(self, a: Value, b: Value) -> Value | None:
-        if not self.mulhrs or not (a.vector or b.vector):
+        if not self.words.rounded_name or not (a.vector or b.vector):
             return None
-        low = -(2**15) + 1
-        if not all(_fits("int16", (v.lo, v.hi)) and v.lo >= low for v in (a, b)):
+        if not all(_fits("int16", (v.lo, v.hi)) for v in (a, b)) or a.lo + b.lo == -(2**16):
             return None
         ends = [(p * q + 2**14) >> 15 for p in (a.lo, a.hi) for q in (b.lo, b.hi)]
         base, samples = self._exactly(lambda p, q: (p * q + 2**14) >> 15, a, b)
         if samples is not None:
             ends = [int(samples.min()), int(samples.max())]
         left, right = self.to(a, "int16", True), self.to(b, "int16", True)
-        code = tirx.call_llvm_pure_intrin(
-            vector_type("int16", self.width), self.mulhrs, left.code, right.code)
+        code = self.words.rounded(left.code, right.code)
         return self._with_samples(
             self._number(("mulhrs", a.number, b.number), code, "int16", True,
                          (min(ends), max(ends))), base, samples)
+
+    def _high_word(self, a: Value, b: Value) -> Value | None:
+        if not (a.vector or b.vector) or not all(_fits("uint16", (v.lo, v.hi)) for v in (a, b)):
+            return None
+        left, right = self.to(a, "uint16", True), self.to(b, "uint16", True)
+        code = self.words.high(left.code, right.code)
+        return self._number(("mulhu", a.number, b.number), code, "uint16", True,
+                            (a.lo * b.lo >> 16, a.hi * b.hi >> 16))
+
+    def _magnitude(self, expr: Any) -> Value | None:
+        """Return ``max(x, 0 - x)`` of 16-bit x, whose result may be 2^15."""
+        negated = expr.b
+        if type(negated.a).__name__ != "IntImm" or int(negated.a):
+            return None
+        x = self.translate(expr.a)
+        if (not x.vector or x.number != self.translate(negated.b).number
+                or not _fits("int16", (x.lo, x.hi))):
+            return None
+        full = vector_type("int16", self.width)
+        value = self.to(x, "int16").code
+        code = tirx.call_llvm_pure_intrin(full, "llvm.smax", value, const(0, full) - value)
+        most = max(abs(x.lo), abs(x.hi))
+        dtype = "int16" if most < 2**15 else "uint16"
+        if dtype == "uint16":
+            code = tirx.Cast(vector_type(dtype, self.width), code)
+        base, samples = self._exactly(lambda p, _: np.abs(p), x, x)
+        return self._with_samples(
+            self._number(("magnitude", x.number), code, dtype, True, (0, most)), base, samples)
+
+    def _power(self, q: Value) -> Value | None:
+        """Return ``-2^15 >> q`` in 16-bit lanes."""
+        if not (q.vector and q.lo >= 0 and q.hi <= 15):
+            return None
+        code = self.words.power(self.to(q, "int16").code)
+        shift = self.constant(-(2**15), "int32")
+        base, samples = self._exactly(lambda p, n: _evaluate("RShift", p, n), shift, q)
+        return self._with_samples(
+            self._number(("power", q.number), code, "int16", True, (-(2**15), -1)), base, samples)
 
     def _high_product(self, a: Value, b: Value) -> Value | None:
         if not (a.vector or b.vector):

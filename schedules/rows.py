@@ -12,19 +12,22 @@ overlaps the one before it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import tvm_ffi
 from tvm import s_tir, tirx
 
-from .builder import Writer, const, load, ramp, vector_type
+from .builder import Writer, load, ramp
 from .elementwise import is_lookup
 from .isa import ISA
-from .lanes import Lanes, Unsupported, Value, limits
+from .lanes import Lanes, Unsupported, Value
+from .reductions import reduction
+from .words import words_for
 
 __all__ = ["lower_rows"]
 
-MULHRS = {16: "llvm.x86.avx2.pmul.hr.sw", 32: "llvm.x86.avx512.pmul.hr.sw.512"}
 CACHE_BYTES = 12 * 1024
 
 
@@ -86,6 +89,42 @@ def _stages(func: tirx.PrimFunc, blocks: Sequence[Any]) -> list[_Stage] | None:
     return found
 
 
+def _bytes(buffer: Any) -> int:
+    return int(np.dtype(str(buffer.dtype)).itemsize)
+
+
+def _passes(stages: Sequence[_Stage]) -> list[list[_Stage]]:
+    """Group neighbouring stages that one loop over rows can hold.
+
+    Row stages go together, element stages and reductions too, except that nothing may read a
+    reduction of its own pass, and an element stage is read where it is stored only.
+    """
+    groups: list[list[_Stage]] = []
+    for stage in stages:
+        last = groups[-1] if groups else []
+        same = bool(last) and (stage.kind == "row") == (last[0].kind == "row")
+        blocked = {s.buffer for s in last if s.kind in ("Add", "Max")}
+        elements = [s for s in last if s.kind == "element"]
+        if same and not (blocked & _reads(stage.value)) and not (
+                elements and stage.kind == "element"):
+            last.append(stage)
+        else:
+            groups.append([stage])
+    return groups
+
+
+def _reads(value: Any) -> set[Any]:
+    """Return the buffers that an expression loads from."""
+    found: set[Any] = set()
+
+    def visit(node: Any) -> None:
+        if type(node).__name__ == "TensorLoad":
+            found.add(node.source)
+
+    tvm_ffi.structural_walk(value, (object, visit))
+    return found
+
+
 class _Rows:
     def __init__(self, func: tirx.PrimFunc, stages: list[_Stage], isa: ISA) -> None:
         self.params = list(func.params)
@@ -104,8 +143,8 @@ class _Rows:
             and self.width > 16)
         ):
             self.width //= 2
-        self.mulhrs = MULHRS.get(self.width, "") if isa.has_kernels else ""
-        local = sum(self.length * 4 for s in stages if s.column is not None)
+        self.words = words_for(isa, self.width)
+        local = sum(self.length * _bytes(s.buffer) for s in stages if s.kind == "element")
         self.block = max(1, min(8, CACHE_BYTES // max(local, 1), self.rows))
         if all(stage.kind == "element" for stage in stages):
             self.block = 1
@@ -113,34 +152,66 @@ class _Rows:
     def build(self, attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""
         w = self.w
+        self.column_axis: Any = None
+        self.stored: dict[Any, Value] = {}
         count = -(-self.rows // self.block)
         with w.loop("rows", count, "parallel") as group:
             self.local: dict[Any, Any] = {}
+            self.intervals: dict[Any, tuple[int, int]] = {}
             for stage in self.stages[:-1]:
                 row_length = self.length if stage.kind == "element" else 1
                 dtype = str(stage.buffer.dtype)
                 size = self.block * row_length
                 self.local[stage.buffer] = w.alloc(stage.name, (size,), dtype)
-            for stage in self.stages:
+            for stages in _passes(self.stages):
                 with w.loop("row", self.block) as slot:
                     row = group * self.block + slot
                     if self.rows % self.block:
                         row = tirx.min(row, tirx.const(self.rows - 1, "int32"))
-                    self._stage(stage, w.bind("index", row), slot)
+                    self._pass(stages, w.bind("index", row), slot)
         return w.prim_func(self.params, attrs)
 
-    def _stage(self, stage: _Stage, row: Any, slot: Any) -> None:
+    def _pass(self, stages: list[_Stage], row: Any, slot: Any) -> None:
+        """Write one pass over a row: row stages, or element stages and reductions."""
         self.slot = slot
-        self.axes = dict(zip(stage.rows, self._split(row), strict=True))
-        if stage.kind == "row":
-            value = self._lanes(stage, None).translate(stage.value)
-            code = value.code if value.dtype == str(stage.buffer.dtype) else tirx.Cast(
-                str(stage.buffer.dtype), value.code)
-            self.w.store(self.local[stage.buffer], code, slot)
-        elif stage.kind == "element":
-            self._over_columns(lambda column: self._element(stage, column))
-        else:
-            self._reduce(stage)
+        self.axes = dict(zip(stages[0].rows, self._split(row), strict=True))
+        for stage in stages:
+            self.axes.update(zip(stage.rows, self._split(row), strict=True))
+        if stages[0].kind == "row":
+            for stage in stages:
+                value = self._lanes(None).translate(stage.value)
+                dtype = str(stage.buffer.dtype)
+                code = value.code if value.dtype == dtype else tirx.Cast(dtype, value.code)
+                self.w.store(self.local[stage.buffer], code, slot)
+            return
+        sums = {s.buffer: reduction(self.w, s.kind, s.value, str(s.buffer.dtype), self.words,
+                                    self.length)
+                for s in stages if s.kind in ("Add", "Max")}
+        if not sums:
+            with self.w.loop("j", -(-self.length // self.width)) as j:
+                column = j * self.width
+                if self.length % self.width:
+                    column = tirx.min(column, tirx.const(self.length - self.width, "int32"))
+                self._columns(stages, self.w.bind("column", column), sums, self.width)
+            return
+        whole, rest = divmod(self.length, self.width)
+        with self.w.loop("j", whole) as j:
+            self._columns(stages, self.w.bind("column", j * self.width), sums, self.width)
+        if rest:
+            self._columns(stages, tirx.const(self.length - self.width, "int32"), sums, rest)
+        for buffer, total in sums.items():
+            self.w.store(self.local[buffer], total.result(), slot)
+
+    def _columns(self, stages: list[_Stage], column: Any, sums: Mapping[Any, Any],
+                 fresh: int) -> None:
+        """Write one vector of columns, the last ``fresh`` of which were not seen before."""
+        lanes = self._lanes(column)
+        for stage in stages:
+            self.column_axis = stage.column
+            if stage.kind == "element":
+                self._element(stage, lanes, lanes.translate(stage.value), column)
+            else:
+                sums[stage.buffer].step(lanes, fresh)
 
     def _split(self, row: Any) -> list[Any]:
         """Return the outer indices of a flat row number."""
@@ -150,81 +221,51 @@ class _Rows:
             row = tirx.floordiv(row, extent)
         return [row, *indices] if self.outer else []
 
-    def _over_columns(self, body: Any) -> None:
-        with self.w.loop("j", -(-self.length // self.width)) as j:
-            column = j * self.width
-            if self.length % self.width:
-                column = tirx.min(column, tirx.const(self.length - self.width, "int32"))
-            body(self.w.bind("column", column))
-
-    def _element(self, stage: _Stage, column: Any) -> None:
-        lanes = self._lanes(stage, column)
-        value = lanes.to(lanes.translate(stage.value), str(stage.buffer.dtype), True)
+    def _element(self, stage: _Stage, lanes: Lanes, value: Value, column: Any) -> None:
+        dtype = str(stage.buffer.dtype)
+        code = lanes.to(value, dtype, True).code
         if stage.buffer in self.local:
-            self.w.store(self.local[stage.buffer], value.code, self.slot * self.length + column,
+            self.intervals[stage.buffer] = value.lo, value.hi
+            self.w.store(self.local[stage.buffer], code, self.slot * self.length + column,
                          lanes=self.width)
+            self.stored = {stage.buffer: replace(value, code=code, dtype=dtype, vector=True)}
         else:
             at = [self.axes[v] for v in stage.rows]
-            self.w.store(self.out, value.code, *at, column, lanes=self.width)
+            self.w.store(self.out, code, *at, column, lanes=self.width)
 
-    def _reduce(self, stage: _Stage) -> None:
-        """Reduce the last axis: vector accumulator, then halves folded onto each other."""
-        w, width = self.w, self.width
-        dtype = str(stage.buffer.dtype)
-        full = vector_type(dtype, width)
-        identity = limits(dtype)[0] if stage.kind == "Max" else 0
-        acc = w.alloc("acc", (width,), dtype)
-        w.store(acc, const(identity, full), 0, lanes=width)
-        fold = tirx.max if stage.kind == "Max" else (lambda a, b: a + b)
-
-        def step(column: Any, fresh: int) -> None:
-            lanes = self._lanes(stage, column)
-            code = lanes.to(lanes.translate(stage.value), dtype, True).code
-            if fresh < width and stage.kind == "Add":
-                mask = [tirx.const(-(i >= width - fresh), dtype) for i in range(width)]
-                keep = tirx.Shuffle(mask, [tirx.const(i, "int32") for i in range(width)])
-                code = tirx.bitwise_and(code, keep)
-            w.store(acc, fold(load(acc, 0, lanes=width), code), 0, lanes=width)
-
-        whole, rest = divmod(self.length, width)
-        with w.loop("j", whole) as j:
-            step(w.bind("column", j * width), width)
-        if rest:
-            step(tirx.const(self.length - width, "int32"), rest)
-        value, n = load(acc, 0, lanes=width), width
-        while n > 1:
-            n //= 2
-            value = w.bind("whole", value)
-            low, high = (tirx.Shuffle([value], [tirx.const(i + at, "int32") for i in range(n)])
-                         for at in (0, n))
-            value = fold(low, high)
-        w.store(self.local[stage.buffer], value, self.slot)
-
-    def _lanes(self, stage: _Stage, column: Any) -> Lanes:
+    def _lanes(self, column: Any) -> Lanes:
         """Return a translator for one vector of columns (or for a row's scalars)."""
         lanes: Lanes
+        self.stored = {}
+        self.column_axis = None
 
         def read(expr: Any) -> Value:
-            return self._read(lanes, stage, column, expr)
+            return self._read(lanes, column, expr)
 
-        lanes = Lanes(self.w, self.width, read, self.mulhrs)
+        lanes = Lanes(self.w, self.words, read)
         return lanes
 
-    def _read(self, lanes: Lanes, stage: _Stage, column: Any, expr: Any) -> Value:
+    def _read(self, lanes: Lanes, column: Any, expr: Any) -> Value:
         buffer, indices = expr.source, list(expr.indices)
         dtype = str(buffer.dtype)
-        along = [i for i in indices if stage.column is not None and i.same_as(stage.column)]
-        key = (buffer.name, *(str(i) for i in indices))
+        axis = self.column_axis
+        along = [i for i in indices if axis is not None and i.same_as(axis)]
+        # Stages of one pass have axes of their own for the same row and column.
+        key = (buffer.name, *("column" if axis is not None and i.same_as(axis)
+                              else str(self.axes.get(i, i)) for i in indices))
+        if along and buffer in self.stored:
+            return self.stored[buffer]
         if buffer in self.local:
             if not along:
                 return lanes.leaf(key, load(self.local[buffer], self.slot), dtype, False)
             at = self.slot * self.length + column
-            return lanes.leaf(key, load(self.local[buffer], at, lanes=self.width), dtype, True)
+            return lanes.leaf(key, load(self.local[buffer], at, lanes=self.width), dtype, True,
+                              self.intervals[buffer])
         places = []
         for index in indices[:-1]:
             places.append(self._scalar_index(index))
         last = indices[-1]
-        if along and last.same_as(stage.column):
+        if along and last.same_as(axis):
             code = tirx.BufferLoad(buffer, [*places, ramp(column, self.width)])
             return lanes.leaf(key, code, dtype, True)
         if not along and (isinstance(last, tirx.IntImm) or last in self.axes):

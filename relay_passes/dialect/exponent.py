@@ -1,22 +1,24 @@
 """Integer exponentials ``e**(-S*d)`` of a non-negative integer difference ``d``, in three families.
 
-All three write ``e**(-S*d) = 2**-(q + f)`` with an integer part ``q`` and a fraction
-``0 <= f < 1``, take ``2**-f`` as a mantissa of 29 fractional bits and shift it down by ``q``::
+All three write ``e**(-S*d) = 2**-(q + f)`` with an integer part ``0 <= q <= 15`` and a fraction
+``0 <= f < 1``, and take ``2**-f`` as a mantissa of 15 fractional bits, at most ``TOP = 2**15 - 1``.
+Everything fits 16-bit lanes; ``q15(a, b) = (a*b + 2**14) >> 15`` is one instruction on x86::
 
-    E = ((mantissa >> (q + 12)) + 1) >> 1            (16 fractional bits, rounded, at most ``top``)
+    E = q15(-mantissa, -2**15 >> q)                  (15 fractional bits, rounded half up)
 
-* ``poly``: ``t = d * (S * log2 e)`` as a dyadic product with 15 fractional bits; the mantissa is
-  ``1 - f*(B1 - B2*f)``, the relative minimax quadratic of ``2**-f`` divided by its value at 0 (a
-  factor common to a row cancels in a softmax). Every factor is a 15-bit number.
-* ``table``: the same with 8 fractional bits; the mantissa is read from 256 entries. Splitting the
-  integer part off makes 256 entries enough for every scale, also where a row spans thousands of
-  codes.
+(the factor of ``q = 0`` would not fit as a positive number)
+
+* ``poly``: ``t = min(d, diff_max) * (S * log2 e)`` with 11 fractional bits is the high half of a
+  product of two 16-bit numbers, ``d * lift`` and ``mult``; the mantissa is the cubic
+  ``1 - f*(B1 - f*(B2 - f*B3))``, which is 1 at 0 and 1/2 at 1 (relative error below 4e-4).
+* ``table``: the same ``t``; the mantissa is read from 256 entries. Splitting the integer part off
+  makes 256 entries enough for every scale, also where a row spans thousands of codes.
 * ``shift``: Shiftmax of I-ViT. ``d*log2 e ~ d + (d>>1) - (d>>4)``, ``one = round(1/S)``,
   ``q = d // one``, mantissa ``1 - f/2``. Guard: ``d`` is shifted first so that ``one`` has ten
   significant bits (rounding ``1/S`` itself is a temperature error of up to 20 % at coarse S). The
   quotient is an exact multiplication by a reciprocal, since no element may cost a division.
 
-Differences past ``t = 18`` give exactly 0, so that thousands of far-away entries do not add up.
+Differences past ``t = 16`` give exactly 0, so that thousands of far-away entries do not add up.
 """
 
 from __future__ import annotations
@@ -26,25 +28,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tvm import te
+from tvm import te, tirx
 
 from relay_passes.dialect.registry import Claim
 from relay_passes.errors import VitqError
 
 __all__ = [
     "CUTOFF",
-    "EXP_BITS",
-    "MANTISSA_BITS",
     "METHODS",
+    "TOP",
     "check_method",
     "check_scale",
     "exponential_bounds",
     "exponential_design",
     "exponential_table",
     "masked",
+    "q15",
     "quotient_bounds",
     "quotient_design",
-    "rescale",
     "round_shift",
     "te_exponential",
     "te_quotient",
@@ -52,13 +53,12 @@ __all__ = [
 
 METHODS = ("shift", "poly", "table")
 CUTOFF = 18
-"""``2**-t`` is 0 from here on."""
-EXP_BITS = 16
-"""Fractional bits of an exponential."""
-MANTISSA_BITS = 29
-FRACTION_BITS = {"poly": 15, "table": 8}
-B1, B2 = 10931, 2767
-"""Quadratic of ``2**-f`` with 14 fractional bits: ``1 - f*(B1 - B2*f) * 2**-14``."""
+"""``2**-t`` of the shift family is 0 from here on."""
+TOP = 2**15 - 1
+"""The exponential of 0; 15 fractional bits."""
+T_BITS = 11
+B1, B2, B3 = 22656, 7606, 1340
+"""Cubic of ``2**-f`` with 15 fractional bits; it ends below 1/2, so that ``t = 16`` rounds to 0."""
 _LOG2E = math.log2(math.e)
 _SHIFT_LOG2E = 1.4375
 _COARSEST = 16.0
@@ -82,20 +82,14 @@ def check_scale(operator: str, label: str, scale: float) -> float:
     return value
 
 
-def rescale(ratio: float) -> tuple[int, int]:
-    """Return (m, e) with ``m * 2**-e ~ ratio`` for differences below 2**16 and an int32 product.
-
-    ``0 <= e <= 16`` and, for ratios below 2**15, ``m < 2**15``: then ``d*m + 2**(e-1)`` stays below
-    2**31 for every ``d`` below 2**16. The relative error of a ratio of at least 1/4 is 2**-15.
-    """
-    e = max(0, min(16, 14 - math.floor(math.log2(ratio))))
-    m = math.floor(ratio * 2.0**e + 0.5)
-    return (min(m, 2**15 - 1) if e else m), e
-
-
 def round_shift(value: Any, bits: int) -> Any:
     """``value * 2**-bits`` rounded half up, for TE expressions and integers alike."""
     return (value + (1 << (bits - 1))) >> bits if bits else value
+
+
+def q15(a: Any, b: Any) -> Any:
+    """Product of two 15-bit fractions, ``(a*b + 2**14) >> 15``: ``vpmulhrsw`` on x86."""
+    return round_shift(a * b, 15)
 
 
 def masked(amount: Any, bits: int = 5) -> Any:
@@ -108,43 +102,47 @@ def masked(amount: Any, bits: int = 5) -> Any:
 
 
 def quotient_design(scale: float) -> dict[str, int]:
-    """Parameters of the shift family's ``q = d*log2e // one``: see the module's text."""
+    """Parameters of the shift family's ``q = d*log2e // one``: see the module's text.
+
+    ``unit_mult`` brings ``2*one - rest`` to 15 fractional bits.
+    """
     pre_shift = math.floor(math.log2(1023.0 * scale))
     one = max(1, math.floor(2.0**pre_shift / scale + 0.5))
-    return {"pre_shift": pre_shift, "one": one, "reciprocal": 2**25 // one + 1}
+    unit_mult = math.floor(2.0**29 / (2 * one) + 0.5)
+    return {"pre_shift": pre_shift, "one": one, "reciprocal": 2**25 // one + 1,
+            "unit_mult": unit_mult}
 
 
-def exponential_design(method: str, scale: float, width: int) -> dict[str, int]:
+def exponential_design(
+    method: str, scale: float, width: int
+) -> tuple[dict[str, int], np.ndarray | None]:
     """Choose the integer parameters of ``e**(-scale*d)`` for ``0 <= d <= width < 2**16``.
 
     Returns
     -------
     dict
-        ``diff_max`` (larger differences are cut to it), ``top`` (the exponential of 0) and the
-        parameters of the family.
+        Attributes: the parameters of the shift family, else empty.
+    ndarray or None
+        uint16 (diff_max, lift, mult) of the other families. Larger differences than diff_max are
+        cut to it. They are an argument and no attributes so that layers share one kernel.
     """
     scale = min(scale, _COARSEST)
     if method == "shift":
         steps = max(1, math.ceil(CUTOFF / (_SHIFT_LOG2E * scale)))
-        design = quotient_design(scale)
-        design["diff_max"] = min(width, steps + 2)
-        design["mantissa_shift"] = MANTISSA_BITS - (2 * design["one"]).bit_length()
-        largest = 2 * design["one"] << design["mantissa_shift"]
-        design["top"] = round_shift(largest, MANTISSA_BITS - EXP_BITS)
-        return design
-    slope = scale * _LOG2E
-    mult, shift = rescale(slope * 2.0 ** FRACTION_BITS[method])
-    return {
-        "diff_max": min(width, math.ceil(CUTOFF / slope) + 1),
-        "diff_mult": mult,
-        "diff_shift": shift,
-        "top": 2**EXP_BITS,
-    }
+        return {**quotient_design(scale), "diff_max": min(width, steps + 2)}, None
+    slope = scale * _LOG2E * 2.0**T_BITS
+    reach = min(math.ceil(2.0 ** (T_BITS + 4) / slope), 2**16 - 1)
+    lift = (2**16 - 1) // reach
+    mult = min(math.floor(slope * 2.0**16 / lift + 0.5), 2**16 - 1)
+    return {}, np.array([min(width, reach), lift, mult], np.uint16)
 
 
 def exponential_table() -> np.ndarray:
-    """``2**-(i/256)`` with 29 fractional bits: int32 [256]."""
-    return np.floor(2.0 ** (MANTISSA_BITS - np.arange(256) / 256.0) + 0.5).astype(np.int32)
+    """``2**-(i/256)`` with 15 fractional bits, at most ``TOP``: int16 [256]."""
+    exact = np.floor(2.0 ** (15 - np.arange(256) / 256.0) + 0.5)
+    # The last entry also stands for differences that are cut: it must round to 0 at q = 15.
+    exact[-1] = 2**14 - 1
+    return np.minimum(exact, TOP).astype(np.int16)
 
 
 def te_quotient(d: Any, design: Mapping[str, int]) -> tuple[Any, Any]:
@@ -156,50 +154,56 @@ def te_quotient(d: Any, design: Mapping[str, int]) -> tuple[Any, Any]:
     return quotient, base2 - quotient * one
 
 
-def te_exponential(method: str, d: Any, design: Mapping[str, int], table: te.Tensor | None) -> Any:
-    """Build the int32 expression of the exponential of ``d`` (int32, not negative)."""
-    d = te.min(d, design["diff_max"])
+def te_exponential(
+    method: str, d: Any, design: Mapping[str, int], scalars: te.Tensor | None,
+    table: te.Tensor | None
+) -> Any:
+    """Build the int32 expression of the exponential of ``d`` (uint16)."""
     if method == "shift":
-        quotient, rest = te_quotient(d, design)
-        mantissa = (2 * design["one"] - rest) << design["mantissa_shift"]
+        quotient, rest = te_quotient(te.min(d.astype("int32"), design["diff_max"]), design)
+        mantissa = te.min(round_shift((2 * design["one"] - rest) * design["unit_mult"], 14), TOP)
+        return (((mantissa * 2) >> masked(quotient)) + 1) >> 1
+    assert scalars is not None
+    diff_max, lift, mult = (scalars(i) for i in range(3))
+    product = (te.min(d, diff_max) * lift).astype("uint32") * mult.astype("uint32")
+    t = te.min(product >> tirx.const(16, "uint32"), tirx.const(TOP, "uint32")).astype("int32")
+    quotient, rest = t >> T_BITS, t & (2**T_BITS - 1)
+    if method == "table":
+        assert table is not None
+        minus = 0 - table(rest >> (T_BITS - 8)).astype("int32")
     else:
-        bits = FRACTION_BITS[method]
-        t = te.min(round_shift(d * design["diff_mult"], design["diff_shift"]), CUTOFF << bits)
-        quotient, fraction = t >> bits, t & ((1 << bits) - 1)
-        if method == "table":
-            assert table is not None
-            mantissa = table(fraction)
-        else:
-            slope = B1 - round_shift(fraction * B2, 15)
-            mantissa = (1 << MANTISSA_BITS) - fraction * slope
-    return ((mantissa >> masked(quotient + (MANTISSA_BITS - EXP_BITS - 1))) + 1) >> 1
+        minus = _minus_mantissa(rest << (15 - T_BITS))
+    return q15(minus, tirx.const(-(2**15), "int32") >> masked(quotient, 4))
+
+
+def _minus_mantissa(f: Any) -> Any:
+    return q15(f, B1 - q15(f, B2 - q15(f, B3))) - TOP
 
 
 def exponential_bounds(
-    method: str, width: int, design: Mapping[str, int], table: np.ndarray | None
+    method: str, width: int, design: Mapping[str, int], scalars: np.ndarray | None,
+    table: np.ndarray | None
 ) -> list[Claim]:
     """Bounds of every intermediate of :func:`te_exponential` for differences up to ``width``."""
-    d = min(width, design["diff_max"])
-    claims = [Claim("difference", 0, width, "int32")]
+    claims = [Claim("difference", 0, width, "uint16")]
     if method == "shift":
-        claims += quotient_bounds(d, design)
-        one = design["one"]
-        least, most = one + 1, 2 * one
-        mantissa = (least << design["mantissa_shift"], most << design["mantissa_shift"])
+        claims += quotient_bounds(min(width, design["diff_max"]), design)
+        product = 2 * design["one"] * design["unit_mult"] + 2**13
+        return [*claims, Claim("unit exponential", 0, product, "int32")]
+    assert scalars is not None
+    diff_max, lift, mult = (int(v) for v in scalars)
+    lifted = min(width, diff_max) * lift
+    claims += [
+        Claim("lifted difference", 0, lifted, "uint16"),
+        Claim("rescaled difference", 0, lifted * mult, "uint32"),
+    ]
+    if method == "table":
+        assert table is not None
+        minus = -table
     else:
-        bits = FRACTION_BITS[method]
-        product = d * design["diff_mult"] + (1 << design["diff_shift"] >> 1)
-        claims.append(Claim("rescaled difference", 0, product, "int32"))
-        last = (1 << bits) - 1
-        if method == "table":
-            assert table is not None
-            mantissa = (int(table.min()), int(table.max()))
-        else:
-            claims.append(Claim("slope", B1 - round_shift(last * B2, 15), B1, "int16"))
-            mantissa = ((1 << MANTISSA_BITS) - last * B1, 1 << MANTISSA_BITS)
-    claims.append(Claim("mantissa", *mantissa, "int32"))
-    claims.append(Claim("exponential", 0, design["top"], "int32"))
-    return claims
+        minus = _minus_mantissa(np.arange(2**T_BITS, dtype=np.int64) << (15 - T_BITS))
+    claims.append(Claim("mantissa", int(minus.min()), int(minus.max()), "int16"))
+    return [*claims, Claim("exponential", 0, int(q15(minus.min(), -(2**15))), "int16")]
 
 
 def quotient_bounds(d: int, design: Mapping[str, int]) -> list[Claim]:

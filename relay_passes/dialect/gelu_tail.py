@@ -1,6 +1,6 @@
 """The curved part of GELU, ``tail(u) = u * Phi(-u)`` for ``u >= 0``, as integers (see ``gelu``).
 
-Every form maps ``|t|`` (int32, below 2**17) to an integer ``H`` in [0, 2**16) whose real value is
+Every form maps ``|t|`` (int32, below 2**17) to an integer ``H`` in [0, 2**15) whose real value is
 ``H * TAIL_UNIT[form]``. Arguments past the end of the curved part (4.5 standard deviations, 7.4 for
 ``shift``) are cut to it, where the tail is below 2e-5.
 """
@@ -8,18 +8,18 @@ Every form maps ``|t|`` (int32, below 2**17) to an integer ``H`` in [0, 2**16) w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tvm import te
+from tvm import te, tirx
 
 from relay_passes.dialect.exponent import (
     CUTOFF,
     masked,
+    q15,
     quotient_bounds,
     quotient_design,
-    rescale,
     round_shift,
     te_quotient,
 )
@@ -28,10 +28,10 @@ from relay_passes.dialect.registry import Claim
 __all__ = ["ROOT", "TAIL_UNIT", "exact_gelu", "tail_bounds", "tail_design", "te_tail"]
 
 END = 4.5
-ROOT = (30022, -12776, -26923, 15985)
-"""Cubic of ``Phi(-4.5 w)**(1/8)`` on [0, 1], lowest order first, 15 fractional bits."""
+ROOT = (32740, -13934, -29350, 17417)
+"""Cubic of ``(2*Phi(-4.5 w))**(1/8)`` on [0, 1], lowest order first, 15 fractional bits."""
 PIECES, PIECE_BITS = 256, 7
-_TABLE_UNIT = 2.0**-18
+_TABLE_UNIT = 2.0**-17
 _UNIT_BITS = 15
 _SHIFT_END = 7.5
 
@@ -48,67 +48,66 @@ def _exact_tail(u: np.ndarray) -> np.ndarray:
 TAIL_UNIT: dict[str, Callable[[float, Mapping[str, int]], float]] = {
     "direct": lambda _scale, _design: _TABLE_UNIT,
     "interpolate": lambda _scale, _design: _TABLE_UNIT,
-    "poly": lambda _scale, _design: END * 2.0**-20,
-    "shift": lambda scale, design: scale * 2.0 ** -(design["pre_shift"] + 8),
+    "poly": lambda _scale, _design: END * 2.0**-18,
+    "shift": lambda scale, design: scale * 2.0 ** -(design["pre_shift"] + 7),
 }
 """Real value of one step of ``H``, from (in_scale, design)."""
 
 
 def tail_design(
     method: str, in_scale: float, furthest: int
-) -> tuple[str, dict[str, int], np.ndarray | None]:
-    """Choose (form, parameters, table) for ``0 <= |t| <= furthest``."""
+) -> tuple[str, dict[str, int], list[np.ndarray]]:
+    """Choose (form, attributes, constants) for ``0 <= |t| <= furthest``.
+
+    The constants are int32 [...] tables and, before them, uint16 (tail_end, lift, mult) of the
+    forms that rescale ``|t|`` to ``w``, arguments so that layers share one kernel.
+    """
     if method == "table" and furthest <= 512:
         entries = _exact_tail(np.arange(furthest + 1) * in_scale) / _TABLE_UNIT
-        return "direct", {}, np.floor(entries + 0.5).astype(np.int32)
+        return "direct", {}, [np.floor(entries + 0.5).astype(np.int32)]
     if method == "shift":
         design = quotient_design(min(in_scale, _SHIFT_END))
         design["tail_end"] = min(furthest, math.ceil(_SHIFT_END / in_scale))
-        design["unit_mult"] = math.floor(2.0 ** (_UNIT_BITS + 14) / (2 * design["one"]) + 0.5)
-        return "shift", design, None
-    steps = PIECES << PIECE_BITS if method == "table" else 1 << _UNIT_BITS
-    mult, shift = rescale(min(in_scale / END, 1.0) * steps)
-    design = {
-        "tail_end": min(furthest, math.ceil(END / in_scale)),
-        "unit_mult": mult,
-        "unit_shift": shift,
-    }
+        return "shift", design, []
+    reach = min(max(math.ceil(END / in_scale), 1), 2**16 - 1)
+    lift = (2**16 - 1) // reach
+    mult = math.floor(min(in_scale / END, 1.0) * 2.0 ** (_UNIT_BITS + 16) / lift + 0.5)
+    scalars = np.array([min(furthest, reach), lift, min(mult, 2**16 - 1)], np.uint16)
     if method == "poly":
-        return "poly", design, None
+        return "poly", {}, [scalars]
     # One entry past the end, so that the last piece has a right neighbour.
-    entries = _exact_tail(np.arange(PIECES + 2) * (END / PIECES)) / _TABLE_UNIT
-    return "interpolate", design, np.floor(entries + 0.5).astype(np.int32)
-
-
-def _q15(a: Any, b: Any) -> Any:
-    """Product of two 15-bit fractions: ``(a*b + 2**14) >> 15``."""
-    return round_shift(a * b, _UNIT_BITS)
+    entries = _exact_tail(np.arange(PIECES + 1) * (END / PIECES)) / _TABLE_UNIT
+    return "interpolate", {}, [scalars, np.floor(entries + 0.5).astype(np.int32)]
 
 
 def _root(w: Any) -> Any:
     c0, c1, c2, c3 = ROOT
-    return _q15(w, _q15(w, _q15(w, c3) + c2) + c1) + c0
+    return q15(w, q15(w, q15(w, c3) + c2) + c1) + c0
 
 
-def te_tail(form: str, u: Any, design: Mapping[str, int], table: te.Tensor | None) -> Any:
+def _power4(w: Any) -> Any:
+    root = _root(w)
+    square = q15(root, root)
+    return q15(square, square)
+
+
+def te_tail(form: str, u: Any, design: Mapping[str, int], constants: Sequence[te.Tensor]) -> Any:
     """Build the int32 expression of ``H`` of ``u = |t|``."""
     if form == "direct":
-        assert table is not None
-        return table(u)
-    u = te.min(u, design["tail_end"])
+        return constants[0](u)
     if form == "shift":
-        return _shift_tail(u, design)
-    w = round_shift(u * design["unit_mult"], design["unit_shift"])
+        return _shift_tail(te.min(u, design["tail_end"]), design)
+    tail_end, lift, mult = (constants[0](i) for i in range(3))
+    cut = te.min(u, tail_end.astype("int32")).astype("uint16")
+    product = (cut * lift).astype("uint32") * mult.astype("uint32")
+    last = tirx.const(2**_UNIT_BITS - 1, "uint32")
+    w = te.min(product >> tirx.const(16, "uint32"), last).astype("int32")
     if form == "poly":
-        w = te.min(w, (1 << _UNIT_BITS) - 1)
-        root = _root(w)
-        power2 = _q15(root, root)
-        power4 = _q15(power2, power2)
-        return round_shift(w * _q15(power4, power4), 10)
-    assert table is not None
-    w = te.min(w, PIECES << PIECE_BITS)
+        power4 = _power4(w)
+        return q15(q15(w, power4) << 2, power4)
     piece, rest = w >> PIECE_BITS, w & ((1 << PIECE_BITS) - 1)
-    return table(piece) + round_shift((table(piece + 1) - table(piece)) * rest, PIECE_BITS)
+    left, right = constants[1](piece), constants[1](piece + 1)
+    return left + round_shift((right - left) * rest, PIECE_BITS)
 
 
 def _shift_tail(u: Any, design: Mapping[str, int]) -> Any:
@@ -120,7 +119,7 @@ def _shift_tail(u: Any, design: Mapping[str, int]) -> Any:
     z = round_shift((2 * one - rest) * design["unit_mult"], 14) >> masked(quotient)
     bend = 28672 - ((z >> 2) + (z >> 3))
     sigmoid = (z * (32768 - ((z * bend) >> 15))) >> 15
-    return (scaled * sigmoid) >> 7
+    return (scaled * sigmoid) >> 8
 
 
 def _quotient(design: Mapping[str, int]) -> dict[str, int]:
@@ -128,35 +127,33 @@ def _quotient(design: Mapping[str, int]) -> dict[str, int]:
 
 
 def tail_bounds(
-    form: str, furthest: int, design: Mapping[str, int], table: np.ndarray | None
+    form: str, furthest: int, design: Mapping[str, int], constants: Sequence[np.ndarray]
 ) -> tuple[int, list[Claim]]:
     """Return (largest H, claims) for ``0 <= |t| <= furthest``."""
     if form == "direct":
-        assert table is not None
+        table = constants[0]
         # The index must stay inside the table: its distance to the end is not negative.
         return int(table.max()), [
             Claim("entries past the index", table.size - 1 - furthest, table.size, "uint32")
         ]
-    end = min(furthest, design["tail_end"])
     if form == "shift":
-        return _shift_bounds(end, design)
-    product = end * design["unit_mult"] + (1 << design["unit_shift"] >> 1)
-    claims = [Claim("rescaled argument", 0, product, "int32")]
+        return _shift_bounds(min(furthest, design["tail_end"]), design)
+    tail_end, lift, mult = (int(v) for v in constants[0])
+    lifted = min(furthest, tail_end) * lift
+    claims = [Claim("lifted argument", 0, lifted, "uint16"),
+              Claim("rescaled argument", 0, lifted * mult, "uint32")]
     if form == "interpolate":
-        assert table is not None
+        table = constants[1]
         steps = np.diff(table) * ((1 << PIECE_BITS) - 1)
         claims.append(Claim("interpolation", int(steps.min()), int(steps.max()), "int32"))
         return int(table.max()), claims
     # The argument has 15 bits: the bounds are those of all its values.
     w = np.arange(1 << _UNIT_BITS, dtype=np.int64)
-    root = _root(w)
-    power8 = root
-    for _ in range(3):
-        claims.append(Claim("root power", int(power8.min()), int(power8.max()), "int16"))
-        power8 = _q15(power8, power8)
-    tail = w * power8
-    claims.append(Claim("tail", int(tail.min()), int(tail.max()) + 2**9, "int32"))
-    return int(round_shift(tail, 10).max()), claims
+    root, power4 = _root(w), _power4(w)
+    part = q15(w, power4) << 2
+    for name, value in (("root", root), ("tail, first factor", part)):
+        claims.append(Claim(name, int(value.min()), int(value.max()), "int16"))
+    return int(q15(part, power4).max()), claims
 
 
 def _shift_bounds(end: int, design: Mapping[str, int]) -> tuple[int, list[Claim]]:
@@ -178,4 +175,4 @@ def _shift_bounds(end: int, design: Mapping[str, int]) -> tuple[int, list[Claim]
     claims.append(Claim("sigmoid", int(sigmoid.min()), int(sigmoid.max()), "int16"))
     tail = v * sigmoid
     claims.append(Claim("tail", int(tail.min()), int(tail.max()), "int32"))
-    return int((tail >> 7).max()), claims
+    return int((tail >> 8).max()), claims

@@ -40,48 +40,51 @@ def _base2_quotient(d: np.ndarray, one: int, pre_shift: int) -> tuple[np.ndarray
     return np.divmod(np.minimum(base2, 18 * one), one)
 
 
-def _exponential(difference: np.ndarray, attrs: Attrs, table: np.ndarray | None) -> np.ndarray:
-    """``e**(-in_scale * difference)`` with 16 fractional bits."""
-    d = np.minimum(expect(difference, "int32", "difference"), attrs["diff_max"])
-    if attrs["method"] == "shift":
+def _q15(a: np.ndarray | int, b: np.ndarray | int) -> np.ndarray:
+    return expect(_rounded(a * b, 15), "int16", "product of 15-bit fractions")  # type: ignore
+
+
+def _exponential(
+    difference: np.ndarray, attrs: Attrs, scalars: np.ndarray | None, table: np.ndarray | None
+) -> np.ndarray:
+    """``e**(-in_scale * difference)`` with 15 fractional bits."""
+    expect(difference, "uint16", "difference")
+    if scalars is None:
+        d = np.minimum(difference, attrs["diff_max"])
         quotient, rest = _base2_quotient(d, attrs["one"], attrs["pre_shift"])
-        mantissa = (2 * attrs["one"] - rest) * 2 ** attrs["mantissa_shift"]
+        mantissa = _rounded((2 * attrs["one"] - rest) * attrs["unit_mult"], 14)
+        return _rounded(np.minimum(mantissa, 2**15 - 1), quotient)
+    diff_max, lift, mult = (int(v) for v in scalars)
+    lifted = expect(np.minimum(difference, diff_max) * lift, "uint16", "lifted difference")
+    quotient, rest = np.divmod(np.minimum(lifted * mult // 2**16, 2**15 - 1), 2**11)
+    if table is not None:
+        mantissa = table.astype(np.int64)[rest // 8]
     else:
-        steps = 2**8 if attrs["method"] == "table" else 2**15
-        product = expect(d * attrs["diff_mult"], "int32", "rescaled difference")
-        exponent = _rounded(product, attrs["diff_shift"])
-        quotient, fraction = np.divmod(np.minimum(exponent, 18 * steps), steps)
-        if table is not None:
-            mantissa = table.astype(np.int64)[fraction]
-        else:
-            mantissa = 2**29 - fraction * (10931 - _rounded(fraction * 2767, 15))
-    expect(mantissa, "int32", "mantissa")
-    return _rounded(mantissa, 13 + quotient)
+        f = 16 * rest
+        mantissa = 2**15 - 1 - _q15(f, 22656 - _q15(f, 7606 - _q15(f, 1340)))
+    return _q15(-mantissa, -(2**15) // 2**quotient)
 
 
 @reference("vitq.softmax")
 def _softmax(args: Arrays, attrs: Attrs) -> np.ndarray:
-    x, table = args[0].astype(np.int64), args[1] if len(args) > 1 else None
-    exp = _exponential(x.max(axis=-1, keepdims=True) - x, attrs, table)
-    total = expect(exp.sum(axis=-1, keepdims=True), "int32", "row sum")
-    shift = _bit_length(total) - int(attrs["top"]).bit_length()
-    total = _rounded(total, shift)
-    factor = (attrs["numerator"] + total // 2) // total
-    product = expect(exp * factor, "int32", "probability product")
-    return np.minimum(_rounded(product, shift + attrs["out_shift"]), attrs["qmax"])
-
-
-def _q15(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
-    return expect(_rounded(a * b, 15), "int16", "product of 15-bit fractions")
+    x, (numerator, out_shift) = args[0].astype(np.int64), args[1].astype(np.int64)
+    scalars, table = (*args[2:], None, None)[:2]
+    exp = _exponential(x.max(axis=-1, keepdims=True) - x, attrs, scalars, table)
+    total = np.maximum(expect(exp.sum(axis=-1, keepdims=True), "int32", "row sum"), 2**15)
+    bits = _bit_length(total) - 15
+    total = _rounded(total, bits)
+    factor = expect(-((numerator + total // 2) // total), "int16", "row factor")
+    power = -(2**15 // 2 ** (bits - 1 + out_shift))
+    return np.minimum(_q15(_q15(exp, factor), power), attrs["qmax"])
 
 
 def _poly_tail(w: np.ndarray) -> np.ndarray:
-    root = np.full_like(w, 15985)
-    for coefficient in (-26923, -12776, 30022):
-        root = _q15(w, root) + coefficient
-    for _ in range(3):
-        root = _q15(root, root)
-    return _rounded(w * root, 10)
+    power = np.full_like(w, 17417)
+    for coefficient in (-29350, -13934, 32740):
+        power = _q15(w, power) + coefficient
+    for _ in range(2):
+        power = _q15(power, power)
+    return _q15(4 * _q15(w, power), power)
 
 
 def _shift_tail(u: np.ndarray, attrs: Attrs) -> np.ndarray:
@@ -91,23 +94,23 @@ def _shift_tail(u: np.ndarray, attrs: Attrs) -> np.ndarray:
     z = _rounded((2 * one - rest) * attrs["unit_mult"], 14) // 2**quotient
     bend = 28672 - (z // 4 + z // 8)
     sigmoid = z * (32768 - z * bend // 2**15) // 2**15
-    return scaled * expect(sigmoid, "int16", "sigmoid") // 2**7
+    return scaled * expect(sigmoid, "int16", "sigmoid") // 2**8
 
 
-def _tail(u: np.ndarray, attrs: Attrs, table: np.ndarray | None) -> np.ndarray:
+def _tail(u: np.ndarray, attrs: Attrs, constants: Arrays) -> np.ndarray:
     form = attrs["form"]
     if form == "direct":
-        return table.astype(np.int64)[u]  # type: ignore[union-attr]
-    u = np.minimum(u, attrs["tail_end"])
+        return constants[0].astype(np.int64)[u]
     if form == "shift":
-        return _shift_tail(u, attrs)
-    product = expect(u * attrs["unit_mult"], "int32", "rescaled argument")
-    w = _rounded(product, attrs["unit_shift"])
+        return _shift_tail(np.minimum(u, attrs["tail_end"]), attrs)
+    tail_end, lift, mult = (int(v) for v in constants[0])
+    lifted = expect(np.minimum(u, tail_end) * lift, "uint16", "lifted argument")
+    w = np.minimum(lifted * mult // 2**16, 2**15 - 1)
     if form == "poly":
-        return _poly_tail(np.minimum(w, 2**15 - 1))
-    assert form == "interpolate" and table is not None
-    piece, rest = np.divmod(np.minimum(w, 2**15), 2**7)
-    left, right = (table.astype(np.int64)[piece + n] for n in (0, 1))
+        return _poly_tail(w)
+    assert form == "interpolate"
+    piece, rest = np.divmod(w, 2**7)
+    left, right = (constants[1].astype(np.int64)[piece + n] for n in (0, 1))
     return left + _rounded((right - left) * rest, 7)
 
 
@@ -116,13 +119,18 @@ def _gelu(args: Arrays, attrs: Attrs) -> np.ndarray:
     if attrs["form"] == "codes":
         x, table = args
         return table.astype(np.int64)[x.astype(np.int64) - np.iinfo(x.dtype).min]
-    gain, tail_gain, ceiling, shift = (a.astype(np.int64) for a in args[1:5])
+    gain, tail_gain, ceiling, shift, finish = (a.astype(np.int64) for a in args[1:6])
     centred = args[0].astype(np.int64) - attrs["in_zero_point"]
-    tail = _tail(np.abs(centred), attrs, args[5] if len(args) > 5 else None)
-    linear = expect(np.clip(centred, 0, ceiling) * gain, "int32", "linear product")
-    curved = expect(tail * tail_gain, "int32", "tail product")
-    total = expect(linear - curved, "int32", "sum")
-    codes = _rounded(total, shift) + attrs["zero_point"]
+    tail = _tail(np.abs(centred), attrs, args[6:])
+    positive = np.clip(centred, 0, ceiling)
+    if args[1].dtype == np.uint16:
+        lifted = expect(positive * shift, "uint16", "lifted value")
+        total = expect(lifted * gain // 2**16 - _q15(tail, tail_gain), "int16", "difference")
+        codes = _q15(expect(total + finish[0], "int16", "sum"), finish[1])
+    else:
+        linear = expect(positive * gain, "int32", "linear product")
+        curved = expect(tail * tail_gain, "int32", "tail product")
+        codes = _rounded(expect(linear - curved, "int32", "sum"), shift) + finish[0]
     return np.clip(codes, attrs["qmin"], attrs["qmax"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -110,10 +112,17 @@ def test_the_reciprocal_of_the_shift_family_is_exact():
         np.testing.assert_array_equal(n * design["reciprocal"] >> 25, n // design["one"])
 
 
-def test_exponentials_do_not_pass_their_top():
-    for method in METHODS:
-        design = exponential_design(method, 0.01, 65535)
-        assert 2**15 <= design["top"] <= 2**16
+@pytest.mark.parametrize("method", ["poly", "table"])
+def test_scaled_differences_keep_sixteen_bits(method):
+    """The last difference of any scale reaches 2**-16, so that what lies beyond rounds to 0."""
+    for scale in (2.0**-18, 1e-3, 1 / 1500, 0.0104, 0.05, 0.1, 0.7, 1.0, 2.2, 7.7, 15.9, 1e6):
+        _, scalars = exponential_design(method, scale, 65535)
+        diff_max, lift, mult = (int(v) for v in scalars)
+        assert diff_max * lift < 2**16
+        slope = min(scale, 16.0) * math.log2(math.e) * 2**11
+        assert abs(lift * mult / 2**16 / slope - 1) < 2.0**-15 or diff_max == 65535
+        far = _integer(np.array([[32767, -32768]], "int16"), scale, *OUTPUTS[0], method)[0]
+        assert far[1] == 0 or slope * 65535 < 2**15
 
 
 @pytest.mark.parametrize(
