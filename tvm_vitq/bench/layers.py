@@ -2,7 +2,8 @@
 
 Kernels run in place, in their order, with the caches as they are in a whole run. The instrument
 itself costs a few microseconds a call; its cost is measured on the spot, on calls that do nothing,
-and taken off.
+and taken off. What a processor can do changes from second to second (clock, neighbours), so the
+peaks of the dot sequences are measured between the runs; medians are compared with medians.
 """
 
 from __future__ import annotations
@@ -37,35 +38,43 @@ def profile(path: str | Path, threads: int, runs: int) -> dict[str, Any]:
     """
     compiled = Compiled(path, threads)
     kernels = compiled.kernels
+    peaks = _Peaks({_key(dot) for kernel in kernels.values() for dot in kernel.get("dots") or []})
     plain = []
     for _ in range(runs + 3):
         start = time.perf_counter()
         compiled.run()
         plain.append(time.perf_counter() - start)
-    calls = _instrumented(compiled, runs)
-    used = {_key(dot) for name, _ in calls for dot in kernels.get(name, {}).get("dots", [])}
-    return summary(calls, kernels, _peaks(used), threads, statistics.median(plain[3:]))
+    calls = _instrumented(compiled, runs, peaks)
+    return summary(calls, kernels, peaks.medians(), threads, statistics.median(plain[3:]))
 
 
 def _key(dot: dict[str, Any]) -> tuple[str, int]:
     return dot["dot"], int(dot.get("chain", 1))
 
 
-def _peaks(used: set[tuple[str, int]]) -> dict[tuple[str, int], float]:
-    """Measure the peaks of the sequences that were used."""
-    if not used:
-        return {}
-    from schedules.isa import isa_for, resolve_target
+class _Peaks:
+    """The peaks of the sequences that were used, measured again and again."""
 
-    from .peaks import register_peak
+    def __init__(self, used: set[tuple[str, int]]) -> None:
+        from schedules.isa import isa_for, resolve_target
 
-    target = resolve_target("native", threads=1)
-    registers = isa_for(target).registers
-    return {(name, chain): register_peak(name, target, registers, chain)
-            for name, chain in sorted(used)}  # fmt: skip
+        from .peaks import peak_kernel
+
+        target = resolve_target("native", threads=1)
+        registers = isa_for(target).registers
+        self.kernels = {(name, chain): peak_kernel(name, target, registers, chain)
+                        for name, chain in sorted(used)}  # fmt: skip
+        self.rates: dict[tuple[str, int], list[float]] = defaultdict(list)
+
+    def measure(self) -> None:
+        for key, kernel in self.kernels.items():
+            self.rates[key].append(kernel.rate())
+
+    def medians(self) -> dict[tuple[str, int], float]:
+        return {key: statistics.median(rates) for key, rates in self.rates.items()}
 
 
-def _instrumented(compiled: Compiled, runs: int) -> list[tuple[str, float]]:
+def _instrumented(compiled: Compiled, runs: int, peaks: _Peaks) -> list[tuple[str, float]]:
     """Return (symbol, seconds) of every kernel call of a run, medians over ``runs``."""
     clock = time.perf_counter_ns
     spans: list[tuple[str, int]] = []
@@ -84,6 +93,7 @@ def _instrumented(compiled: Compiled, runs: int) -> list[tuple[str, float]]:
         spans.clear()
         compiled.run()
         records.append(list(spans))
+        peaks.measure()
     records = records[2:]
     names = [symbol for symbol, _ in records[0]]
     medians = [statistics.median(r[i][1] for r in records) * 1e-9 for i in range(len(names))]

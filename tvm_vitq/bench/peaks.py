@@ -7,7 +7,7 @@ registers, one panel of weights that never leaves the first-level cache.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,23 +17,39 @@ from tvm import tirx
 from schedules.builder import Writer, const, load, vector_type
 from schedules.x86.intrinsics import DOTS
 
-__all__ = ["fastest", "register_peak"]
+__all__ = ["PeakKernel", "peak_kernel", "register_peak"]
 
 
-def fastest(run: Callable[[], Any], seconds: float = 0.3) -> float:
-    """Return the shortest time of one call, of as many as fit in ``seconds``."""
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
+@dataclass(frozen=True)
+class PeakKernel:
+    """A built kernel that does nothing but ``macs`` multiply-adds, its arguments."""
+
+    function: Any
+    arguments: list[Any]
+    macs: int
+
+    def rate(self) -> float:
+        """Run it once; return 10^9 multiply-adds a second."""
         start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
+        self.function(*self.arguments)
+        return self.macs / (time.perf_counter() - start) / 1e9
 
 
 def register_peak(
     name: str, target: tvm.target.Target, registers: int, chain: int = 1, seconds: float = 0.3
 ) -> float:
-    """Return the rate of a dot sequence on one core, in 10^9 multiply-adds a second.
+    """Return the highest rate of :func:`peak_kernel` within ``seconds``."""
+    kernel = peak_kernel(name, target, registers, chain)
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        best = max(best, kernel.rate())
+    return best
+
+
+def peak_kernel(
+    name: str, target: tvm.target.Target, registers: int, chain: int = 1
+) -> PeakKernel:
+    """Build the kernel that shows the rate of a dot sequence on one core; about a millisecond.
 
     Parameters
     ----------
@@ -45,8 +61,6 @@ def register_peak(
         Vector registers of its instruction set.
     chain
         Groups of K that the sequence adds before it widens.
-    seconds
-        How long to measure.
     """
     dot = DOTS[name]
     rows, vectors, steps, rounds = (8 if registers == 32 else 4), 2, 64, 4000
@@ -81,5 +95,4 @@ def register_peak(
     run = tvm.compile(func, target=target)["main"]
     args = [tvm.runtime.tensor(np.ones([int(s) for s in p.shape], str(p.dtype)))
             for p in (a, b, out)]  # fmt: skip
-    macs = rows * vectors * width * steps * rounds * chain
-    return macs / fastest(lambda: run(*args), seconds) / 1e9
+    return PeakKernel(run, args, rows * vectors * width * steps * rounds * chain)
