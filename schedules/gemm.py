@@ -134,7 +134,7 @@ def default_tile(isa: ISA, rows: int, columns: int, dot: Dot | None = None) -> T
     form, which loads least. Sequences that name their own tiles (``dot.tiles``) choose among those.
     """
     accumulators = 24 if isa.registers == 32 else 12
-    choices = (2, 4, 1) if rows > 4 else (4, 2, 1)
+    choices: tuple[int, ...] = (2, 4, 1) if rows > 4 else (4, 2, 1)
     sizes = {vectors: accumulators // vectors for vectors in choices}
     if dot is not None and dot.tiles:
         sizes = dict(dot.tiles)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relay_passes.errors import VitqError
+from schedules.host import host_architecture
+from tvm_vitq.artifact.foreign import ForeignArtifact, not_replayed
 from tvm_vitq.artifact.load import Artifact, load, missing_features
 
 if TYPE_CHECKING:
     import tvm
 
-__all__ = ["compile_module", "golden_codes", "reference_logits", "resolve"]
+__all__ = ["compile_module", "foreign", "golden_codes", "reference_logits", "resolve"]
 
 Phase = Callable[[str], AbstractContextManager[Any]]
 
@@ -32,13 +34,12 @@ def resolve(name: str | Any) -> tuple[str, Any]:
     Raises
     ------
     VitqError
-        If no such target is known, or this machine cannot run its code: an artefact is compared
-        with the reference where it is compiled.
+        If no such target is known, or there is no compiler to link with for its architecture.
     """
     import tvm
 
-    from schedules.isa import resolve_target
-    from tvm_vitq.artifact.metadata import describe_target
+    from schedules.isa import architecture_of, resolve_target
+    from tvm_vitq.artifact.toolchain import compiler
 
     if isinstance(name, tvm.target.Target):
         target = name
@@ -51,13 +52,25 @@ def resolve(name: str | Any) -> tuple[str, Any]:
             target = resolve_target(str(name))
         except ValueError as why:
             raise VitqError(str(why).splitlines()[0]) from why
-    missing = missing_features(describe_target(str(name), target)["features"])
-    if missing:
-        raise VitqError(
-            f"target {name} needs {', '.join(missing)}, which this processor lacks; compile on a "
-            "machine that has it (the artefact is checked there), or for native"
-        )
+    compiler(architecture_of(target))
     return str(name), target
+
+
+def foreign(description: dict[str, Any]) -> str:
+    """Return why this machine cannot run a target's code, "" if it can.
+
+    Parameters
+    ----------
+    description
+        What ``describe_target`` gives.
+    """
+    host = host_architecture()
+    if description["architecture"] != host:
+        return f"the code is for {description['architecture']} and this machine is {host}"
+    missing = missing_features(description["features"])
+    if missing:
+        return f"the code needs {', '.join(missing)}, which this processor lacks"
+    return ""
 
 
 class _EnoughError(Exception):
@@ -147,15 +160,21 @@ def compile_module(
     labels: Sequence[str] | None = None,
     dump_ir: str | Path | None = None,
     phase: Phase | None = None,
-) -> Artifact:
+    verify_with: str | None = None,
+) -> Artifact | ForeignArtifact:
     """Compile a quantized module to one shared library, prove it and load it.
+
+    Code that this machine can run is compared with the reference on the golden vectors before
+    anything is written. Other code is so with ``verify_with``; without it the vectors are stored
+    only, and report and metadata (``golden.replayed_with``) say so.
 
     Parameters
     ----------
     mod
         Module in quantize/dequantize form: what ``tvm_vitq.quantize`` returned or saved.
     target
-        ``"native"``, a processor name of LLVM's (``"x86-64-v3"``, …) or a ``tvm.target.Target``.
+        ``"native"``, ``"aarch64"``, ``"aarch64+dotprod"``, ``"aarch64+i8mm"``, a processor name of
+        LLVM's (``"x86-64-v3"``, ``"cortex-a76"``, …) or a ``tvm.target.Target``.
     output
         The file to write, usually ``….so``. It is replaced only when everything has succeeded.
     golden
@@ -167,11 +186,13 @@ def compile_module(
         Folder that receives the module's text after every phase.
     phase
         Called with a phase's name, returns the context that the phase runs in (for progress).
+    verify_with
+        Emulator that runs the target's code here, for example ``"qemu-aarch64"``.
 
     Returns
     -------
-    Artifact
-        The loaded artefact.
+    Artifact or ForeignArtifact
+        The loaded artefact; for code that cannot run here, its description.
 
     Raises
     ------
@@ -179,6 +200,7 @@ def compile_module(
         If the module cannot be lowered, is not integer-only, has a range that cannot be proved, the
         target is unknown, the output cannot be written, or compiled code and reference differ.
     """
+    from tvm_vitq.artifact.emulate import emulated_verify, find_emulator
     from tvm_vitq.artifact.output import atomic_output, check_output
 
     if output is None:
@@ -189,6 +211,8 @@ def compile_module(
         )
     output = check_output(output)
     name, tvm_target = resolve(target)
+    if verify_with is not None:
+        find_emulator(verify_with)
     if dump_ir is not None and Path(dump_ir).exists() and not Path(dump_ir).is_dir():
         raise VitqError(f"cannot write the IR to {dump_ir}: it is a file; name a folder")
 
@@ -205,13 +229,12 @@ def compile_module(
     with during("lower to integers and prove"):
         integer = lower(mod, dump_ir=dump_ir)
         analysis, bounds = analyse(integer)
-        metadata = describe(
-            mod,
-            integer,
-            describe_target(name, tvm_target),
-            analysis,
-            list(labels) if labels is not None else None,
-        )
+        description = describe_target(name, tvm_target)
+        names = list(labels) if labels is not None else None
+        metadata = describe(mod, integer, description, analysis, names)
+        elsewhere = foreign(description)
+        replayed = verify_with or (None if elsewhere else "this machine")
+        metadata["golden"] = {"replayed_with": replayed}
     with during("golden vectors by the reference interpreter"):
         codes = golden_codes(integer, golden, _GOLDEN_VECTORS)
         logits = reference_logits(
@@ -229,10 +252,15 @@ def compile_module(
                 (Path(dump_ir) / "4_kernels.py").write_text(kernels.script())
             export(kernels, tvm_target, draft, metadata, bounds, codes, logits)
         with during("compare with the reference"):
-            result = load(draft).verify()
-        if not result["equal"]:
+            if verify_with is not None:
+                result = emulated_verify(draft, verify_with)
+            elif elsewhere:
+                result = not_replayed(len(codes), elsewhere)
+            else:
+                result = load(draft).verify()
+        if result["equal"] is False:
             raise VitqError(
                 f"compiled code and reference differ in {result['logits_different']} of "
                 f"{result['logits_compared']} logits: a defect of tvm-vitq, nothing was written"
             )
-    return load(output)
+    return ForeignArtifact(output, metadata, result, elsewhere) if elsewhere else load(output)

@@ -106,6 +106,7 @@ class CompileJob:
     preprocess: dict[str, Any] = field(default_factory=dict)
     dump_ir: Path | None = None
     threads: int | None = None
+    verify_with: str | None = None
     seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     phases = 7
@@ -142,10 +143,13 @@ class CompileJob:
         preprocess = parse_preprocess(self.preprocess)
         saved = is_saved_module(self.model)
         self._check_options(saved, preprocess)
+        from tvm_vitq.artifact.emulate import find_emulator
         from tvm_vitq.compiler import compile_module, resolve
         from tvm_vitq.evaluate import read_names
 
         resolve(self.target)
+        if self.verify_with is not None:
+            find_emulator(self.verify_with)
         labels = read_names(self.labels) if self.labels is not None else None
         if self.threads is not None:
             from tvm_vitq.artifact.load import set_threads
@@ -171,6 +175,7 @@ class CompileJob:
             labels=labels,
             dump_ir=self.dump_ir,
             phase=phase,
+            verify_with=self.verify_with,
         )
         return self._report(artifact)
 

@@ -235,9 +235,14 @@ def test_output_and_quantized_file_differ(refused: Refused, calib: Path, tmp_pat
     assert "it is a file" in refused(*words, "--dump-ir", tmp_path / "dump")
 
 
-def test_a_target_that_cannot_run_here(
+def test_no_cross_compiler(
     refused: Refused, calib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tvm_vitq.artifact.load._cpu_flags", lambda: frozenset({"avx", "sse41"}))
+    monkeypatch.setattr("tvm_vitq.artifact.toolchain.shutil.which", lambda _name: None)
     words = ("compile", "vit_tiny_patch16_224", "--calib", calib, "-o", tmp_path / "o.so")
-    assert "which this processor lacks" in refused(*words, "--target", "x86-64-v4")
+    assert "apt-get install g++-aarch64-linux-gnu" in refused(*words, "--target", "aarch64")
+
+
+def test_no_emulator(refused: Refused, calib: Path, tmp_path: Path) -> None:
+    words = ("compile", "vit_tiny_patch16_224", "--calib", calib, "-o", tmp_path / "o.so")
+    assert "apt-get install qemu-user" in refused(*words, "--verify-with", "qemu-nothing -cpu max")

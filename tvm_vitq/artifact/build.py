@@ -16,8 +16,6 @@ It needs no other library than the C library. Debug information is left out; ker
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,9 +25,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from relay_passes.errors import VitqError
+from schedules.isa import architecture_of
 
 from .golden import shrink
+from .toolchain import compiler
 
 __all__ = ["add_constant_functions", "export"]
 
@@ -45,21 +44,6 @@ def add_constant_functions(mod: tvm.IRModule, constants: Mapping[str, np.ndarray
             bb.emit_func_output(relax.const(np.ascontiguousarray(value)))
         out[name] = bb.get()[name]
     return out
-
-
-def _linker(target: tvm.target.Target) -> str:
-    triple = str(target.attrs.get("mtriple", "") or "")
-    names = ["c++", "g++", "clang++", "cc", "gcc", "clang"]
-    host = os.uname().machine
-    if triple and not triple.startswith(host):
-        prefix = triple.replace("-unknown-", "-")
-        names = [f"{prefix}-g++", f"{prefix}-gcc"]
-    elif os.environ.get("CXX"):
-        names.insert(0, os.environ["CXX"])
-    found = next((name for name in names if shutil.which(name)), None)
-    if found is None:
-        raise VitqError(f"no compiler to link the artefact with; install one of {', '.join(names)}")
-    return found
 
 
 def _json(document: Any) -> bytes:
@@ -95,17 +79,17 @@ def export(
     Raises
     ------
     VitqError
-        If no linker is found.
+        If there is no compiler for the target's architecture to link with.
     """
     stored, shift = shrink(golden_inputs)
-    document = {**metadata, "golden": {"shift": shift}}
+    document = {**metadata, "golden": {**metadata.get("golden", {}), "shift": shift}}
     constants = {
         "vitq_metadata": np.frombuffer(_json(document), dtype=np.uint8),
         "vitq_bounds": np.frombuffer(zlib.compress(_json(list(bounds)), 9), dtype=np.uint8),
         "vitq_golden_inputs": stored,
         "vitq_golden_logits": golden_logits,
     }
-    linker = _linker(target)
+    linker = compiler(architecture_of(target))
     complete = add_constant_functions(mod, constants)
     with target:
         executable = relax.build(complete, target, relax_pipeline=None)

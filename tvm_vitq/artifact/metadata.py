@@ -15,6 +15,7 @@ from tvm import relax
 
 from relay_passes.dialect.registry import constant_of, is_vitq_call
 from relay_passes.errors import VitqError
+from schedules.isa import architecture_of
 
 from .elf import METADATA_FORMAT
 
@@ -22,7 +23,7 @@ __all__ = ["analyse", "describe", "describe_target", "input_and_output"]
 
 _FEATURES = (
     "sse4.1", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avxvnni",
-    "amx-int8", "dotprod", "i8mm",
+    "amx-int8", "dotprod", "i8mm", "sve", "sve2",
 )  # fmt: skip
 # LLVM's names that Linux spells otherwise in /proc/cpuinfo.
 _LINUX_NAMES = {"sse4.1": "sse4_1", "dotprod": "asimddp"}
@@ -49,6 +50,7 @@ def describe_target(name: str, target: tvm.target.Target) -> dict[str, Any]:
         "name": name,
         "mcpu": str(target.attrs.get("mcpu", "") or ""),
         "mtriple": str(target.attrs.get("mtriple", "") or ""),
+        "architecture": architecture_of(target),
         "features": features,
     }
 

@@ -80,8 +80,17 @@ def command(
         int | None, typer.Option("--batch", min=1, help="Images per call. [the file's, or 1]")
     ] = None,
     target: Annotated[
-        str, typer.Option("--target", help="native, or a processor name such as x86-64-v3.")
+        str,
+        typer.Option(
+            "--target",
+            help="native, aarch64, aarch64+dotprod, aarch64+i8mm, or a processor name such as "
+            "x86-64-v3 or cortex-a76.",
+        ),
     ] = "native",
+    verify_with: Annotated[
+        str | None,
+        typer.Option("--verify-with", help="Emulator for the target's code, as qemu-aarch64."),
+    ] = None,
     save_quantized: Annotated[
         Path | None, typer.Option("--save-quantized", help="Also save the quantized module.")
     ] = None,
@@ -146,6 +155,7 @@ def command(
             },
             dump_ir=dump_ir,
             threads=threads,
+            verify_with=verify_with,
         )
         with progress_bar(job.phases, "start") as (advance, say):
             document = job.run(advance, say)
@@ -156,10 +166,14 @@ def command(
         if document["size_percent"] is not None:
             size += f", {document['size_percent']} % of the fp32 weights"
         console.print(f"{document['artifact']}: {size}")
-        console.print(
-            "integer-only: yes; ranges proved: yes; equal to the reference on "
-            f"{document['vectors']} golden vectors ({document['logits_compared']} logits)"
-        )
+        vectors = f"{document['vectors']} golden vectors"
+        if document["equal"] is None:
+            golden = f"{vectors} stored, not replayed here: {document['not_replayed']}"
+        else:
+            golden = f"equal to the reference on {vectors} ({document['logits_compared']} logits)"
+            if "replayed_with" in document:
+                golden += f" under {document['replayed_with']}"
+        console.print(f"integer-only: yes; ranges proved: yes; {golden}")
         console.print(phases, style="dim")
 
     emit(document, json, show)

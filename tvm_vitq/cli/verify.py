@@ -15,15 +15,24 @@ __all__ = ["command"]
 
 def command(
     artifact: Annotated[Path, typer.Argument(help="The artefact.", show_default=False)],
+    emulator: Annotated[
+        str | None,
+        typer.Option("--with", help="Emulator for another machine's artefact, as qemu-aarch64."),
+    ] = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Replay the golden vectors stored in ARTIFACT: equal or not, bit for bit."""
     with verb(debug):
-        import tvm_vitq
+        if emulator is not None:
+            from tvm_vitq.artifact.emulate import emulated_verify
 
-        found = tvm_vitq.load(artifact, threads).verify()
+            found = emulated_verify(artifact, emulator)
+        else:
+            import tvm_vitq
+
+            found = tvm_vitq.load(artifact, threads).verify()
 
     def show(console: Console) -> None:
         words = "equal" if found["equal"] else "NOT equal"

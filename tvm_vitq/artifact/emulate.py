@@ -1,0 +1,194 @@
+"""Run the functions of a library that this machine cannot load: through an emulator.
+
+A small C++ program (``replay.cpp``) is built for the library's architecture, against that
+architecture's TVM runtime, and started under an emulator such as ``qemu-aarch64``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relay_passes.errors import VitqError
+
+from .elf import read_elf
+from .golden import expand
+from .toolchain import compiler, include_folders, runtime_libraries
+
+__all__ = ["Emulator", "emulated_verify", "find_emulator", "run_codes"]
+
+_SOURCE = Path(__file__).with_name("replay.cpp")
+
+
+def find_emulator(command: str) -> list[str]:
+    """Split an emulator's command into words.
+
+    Raises
+    ------
+    VitqError
+        If its program is not installed.
+    """
+    words = shlex.split(command)
+    if words and shutil.which(words[0]) is None:
+        raise VitqError(
+            f"no emulator {words[0]}; install it, on Debian and Ubuntu: apt-get install qemu-user"
+        )
+    return words
+
+
+class Emulator:
+    """An emulator command and the program that runs libraries under it.
+
+    Parameters
+    ----------
+    command
+        For example ``"qemu-aarch64"`` or ``"qemu-aarch64 -cpu cortex-a72"``; "" runs the program as
+        it is, on a machine that can.
+    architecture
+        Of the libraries.
+    folder
+        Where the program is kept; it is built if it is not there yet.
+
+    Raises
+    ------
+    VitqError
+        If the emulator, the compiler or the runtime is not to be had.
+    """
+
+    def __init__(self, command: str, architecture: str, folder: str | Path) -> None:
+        self.command = find_emulator(command)
+        self.architecture = architecture
+        self.program = Path(folder) / f"replay-{architecture}"
+        if not self.program.exists():
+            self._build()
+
+    def _build(self) -> None:
+        libraries = runtime_libraries(self.architecture)
+        draft = self.program.with_name(f"{self.program.name}.{os.getpid()}")
+        command = [compiler(self.architecture), "-std=c++17", "-O1", "-o", str(draft)]
+        command += [f"-I{path}" for path in include_folders()]
+        command += [str(_SOURCE), "-Wl,--no-as-needed", *map(str, libraries)]
+        command += [f"-Wl,-rpath,{path.parent.resolve()}" for path in libraries]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            last = (done.stderr.strip() or "no output").splitlines()[-1]
+            raise VitqError(f"the replay program does not build for {self.architecture}: {last}")
+        draft.replace(self.program)
+
+    def call(
+        self, library: str | Path, calls: Sequence[tuple[str, Sequence[np.ndarray]]]
+    ) -> list[np.ndarray]:
+        """Call functions of a library, in one process.
+
+        Parameters
+        ----------
+        library
+            An artefact, or a library of single kernels.
+        calls
+            Names and arguments. A kernel's last argument receives its result.
+
+        Returns
+        -------
+        list of numpy.ndarray
+            The results.
+
+        Raises
+        ------
+        VitqError
+            If the program fails; its last line says why.
+        """
+        with tempfile.TemporaryDirectory(prefix="tvm-vitq-") as scratch:
+            folder = Path(scratch)
+            words = []
+            for i, (name, arguments) in enumerate(calls):
+                paths = [folder / f"{i}_{j}.in" for j in range(len(arguments))]
+                for path, value in zip(paths, arguments, strict=True):
+                    _write(path, value)
+                words.append(f"{name}={','.join(map(str, paths))}" if paths else name)
+            command = [*self.command, str(self.program), str(Path(library).resolve()), scratch]
+            done = subprocess.run([*command, *words], capture_output=True, text=True, check=False,
+                                  env=self._environment())  # fmt: skip
+            if done.returncode != 0:
+                last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+                place = " ".join(self.command) or "no emulator"
+                raise VitqError(f"{library} fails under {place}: {last}")
+            return [_read(folder / f"{i}.tensor") for i in range(len(calls))]
+
+    def _environment(self) -> dict[str, str]:
+        """Tell qemu where the architecture's C library is, unless the user does."""
+        environment = {"TVM_NUM_THREADS": "1", **os.environ}
+        root = Path(f"/usr/{self.architecture}-linux-gnu")
+        if root.is_dir():
+            environment.setdefault("QEMU_LD_PREFIX", str(root))
+        return environment
+
+
+def _write(path: Path, value: np.ndarray) -> None:
+    header = " ".join([str(value.dtype), *map(str, value.shape)])
+    path.write_bytes(header.encode() + b"\n" + np.ascontiguousarray(value).tobytes())
+
+
+def _read(path: Path) -> np.ndarray:
+    header, _, data = path.read_bytes().partition(b"\n")
+    dtype, *shape = header.decode().split()
+    return np.frombuffer(data, dtype).reshape([int(extent) for extent in shape])
+
+
+def run_codes(
+    emulator: Emulator, library: str | Path, codes: np.ndarray, batch: int
+) -> np.ndarray:
+    """Compute logit codes ``[N, classes]`` of input codes ``[N, ...]`` under an emulator."""
+    parts = []
+    for start in range(0, len(codes), batch):
+        part = codes[start : start + batch]
+        filler = np.repeat(part[-1:], batch - len(part), axis=0)
+        parts.append(np.concatenate([part, filler]))
+    results = emulator.call(library, [("main_codes", [part]) for part in parts])
+    return np.concatenate(results)[: len(codes)]
+
+
+def emulated_verify(path: str | Path, command: str) -> dict[str, Any]:
+    """Replay the golden vectors of an artefact under an emulator and compare, bit for bit.
+
+    Parameters
+    ----------
+    path
+        The artefact.
+    command
+        The emulator, as :class:`Emulator` takes it.
+
+    Returns
+    -------
+    dict
+        As ``Artifact.verify``, and ``replayed_with``: the command.
+
+    Raises
+    ------
+    VitqError
+        If the artefact cannot be run so.
+    """
+    with tempfile.TemporaryDirectory(prefix="tvm-vitq-") as scratch:
+        emulator = Emulator(command, read_elf(path).machine, scratch)
+        names = ("vitq_metadata", "vitq_golden_inputs", "vitq_golden_logits")
+        raw, stored, expected = emulator.call(path, [(name, []) for name in names])
+        meta: Mapping[str, Any] = json.loads(raw.tobytes().decode())
+        spec = meta["input"]["codes"]
+        codes = expand(stored, int(meta.get("golden", {}).get("shift", 0)), spec["dtype"])
+        found = run_codes(emulator, path, codes, int(spec["shape"][0]))
+    different = int((found != expected).sum())
+    return {
+        "equal": different == 0,
+        "vectors": len(codes),
+        "logits_compared": int(expected.size),
+        "logits_different": different,
+        "replayed_with": command,
+    }
