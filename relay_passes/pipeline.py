@@ -17,6 +17,7 @@ from schedules.isa import ISA, isa_for
 
 from .check_integer_only import check_integer_only, check_integer_only_tir
 from .check_ranges import check_ranges
+from .fold_layout import FoldLayout
 from .fuse_epilogues import FuseEpilogues
 from .hoist_slices import HoistSlices
 from .lower import LowerToInteger
@@ -67,6 +68,7 @@ def build_passes(isa: ISA) -> list[tvm.transform.Pass]:
         SplitBoundary(),
         HoistSlices(),
         PackWeights(isa),
+        FoldLayout(isa),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         ApplySchedules(isa),

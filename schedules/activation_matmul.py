@@ -19,6 +19,7 @@ from .dot import Dot
 from .gemm import GemmSpec, Tile
 from .kernel import BITS, GemmKernel, Operand, convert_rows, product
 from .repack import column_sums, pack_columns, pack_rows
+from .strides import entry_offset, permuted_strides
 
 __all__ = ["activation_matmul"]
 
@@ -44,10 +45,16 @@ class _Matmul(GemmKernel):
         super().__init__(Writer(), dot, tile, spec.epilogue)
         self.params = params
         self.spec = spec
-        a, _, out = params
-        *batch, self.rows, self.depth = (int(extent) for extent in a.shape)
-        self.batch = product(batch)
-        self.columns = int(out.shape[-1])
+        # The result is stored permuted: the strides of its own axes come by the inverse.
+        stored = tuple(spec.out_axes.index(i) for i in range(len(spec.out_axes)))
+        axes = spec.a_axes, spec.b_axes, stored
+        self.strides = [
+            permuted_strides([int(extent) for extent in buffer.shape], order)
+            for buffer, order in zip(params, axes, strict=True)
+        ]
+        shape = [int(extent) for extent in params[0].shape]
+        *self.batch, self.rows, self.depth = [shape[i] for i in spec.a_axes] or shape
+        self.columns = int(params[-1].shape[-1])
         self.blocks = -(-self.columns // self.nt)
         self.groups = -(-self.depth // dot.kv)
         self.block_size = self.groups * self.nt * dot.kv
@@ -56,11 +63,9 @@ class _Matmul(GemmKernel):
     def build(self, attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""
         w = self.w
-        with w.loop("batch", self.batch, "parallel") as entry:
-            self.rows_of = Operand(self.a, entry * (self.rows * self.depth), self.depth,
-                                   self.rows, self.depth)
-            self.out = Operand(self.c, entry * (self.rows * self.columns), self.columns,
-                               self.rows, self.columns)
+        with w.loop("batch", product(self.batch), "parallel") as entry:
+            self.rows_of = self._operand(0, self.a, entry, self.rows, self.depth)
+            self.out = self._operand(2, self.c, entry, self.rows, self.columns)
             if self.rows_of.dtype != self.dot.operand:
                 self.rows_of = convert_rows(
                     w, self.rows_of, self.dot, self.groups * self.dot.kv, self._offset, "operand")
@@ -72,15 +77,20 @@ class _Matmul(GemmKernel):
                 self.all_rows(self.rows)
         return w.prim_func(self.params, attrs)
 
+    def _operand(self, index: int, buffer: Any, entry: Any, rows: int, columns: int) -> Operand:
+        """Return one batch entry's matrix of operand ``index`` (2: the result)."""
+        *batch, stride, _ = self.strides[index]
+        base = self.w.bind("base", entry_offset(entry, self.batch, batch))
+        return Operand(buffer, base, stride, rows, columns)
+
     def _pack(self, entry: Any, block: Any) -> None:
         """Bring one block of columns into register form."""
-        size = self.columns * self.depth
         args = (self.dot, self.nt, block, self.columns, self.packed, 0)
         if self.spec.transpose_b:
-            source = Operand(self.b, entry * size, self.depth, self.columns, self.depth)
+            source = self._operand(1, self.b, entry, self.columns, self.depth)
             pack_rows(self.w, source, *args)
         else:
-            source = Operand(self.b, entry * size, self.columns, self.depth, self.columns)
+            source = self._operand(1, self.b, entry, self.depth, self.columns)
             pack_columns(self.w, source, *args)
         if self._offset:
             column_sums(self.w, self.dot, self.packed, 0, self.groups, self.nt, -self._offset,
@@ -122,7 +132,8 @@ def activation_matmul(
     Parameters
     ----------
     params
-        The PrimFunc's buffers: a [..., M, K], b [..., K, N] or [..., N, K], out [..., M, N].
+        The PrimFunc's buffers: a [..., M, K], b [..., K, N] or [..., N, K], out [..., M, N], each
+        with its axes permuted as ``spec`` says.
     spec, dot, tile
         What to compute, with which sequence, and how it is cut.
     attrs

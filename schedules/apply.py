@@ -94,7 +94,8 @@ def _matmul_kernel(
         return None
     dot = dot_named(name)
     if tile is None:
-        tile = default_tile(isa, int(out.shape[-2]), int(out.shape[-1]), dot)
+        rows = a.shape[spec.a_axes[-2] if spec.a_axes else -2]
+        tile = default_tile(isa, int(rows), int(out.shape[-1]), dot)
     return activation_matmul(list(func.params), spec, dot, tile, _attrs(func))
 
 

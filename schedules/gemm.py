@@ -74,8 +74,14 @@ class GemmSpec:
         before they are widened; 0 where not even one may, so that ``fallback`` is used.
     fallback
         Dot sequence of such blocks.
+    gather
+        Of a packed linear: its last operand is a table of the rows that are taken of ``"x"``, or of
+        ``"both"`` x and the residual.
     transpose_b
         Of a matmul.
+    a_axes, b_axes, out_axes
+        Of a matmul: the operands are the tensors permuted by these, and so is what is stored; empty
+        where nothing is permuted. The last axis stays the last.
     """
 
     kind: str
@@ -85,7 +91,11 @@ class GemmSpec:
     offset: int = 0
     chains: tuple[int, ...] = ()
     fallback: str = ""
+    gather: str = ""
     transpose_b: bool = False
+    a_axes: tuple[int, ...] = ()
+    b_axes: tuple[int, ...] = ()
+    out_axes: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """Return the annotation's text."""
@@ -96,7 +106,8 @@ class GemmSpec:
         """Read what :meth:`to_json` wrote."""
         fields = json.loads(text)
         fields["epilogue"] = Epilogue(**fields["epilogue"])
-        fields["chains"] = tuple(fields["chains"])
+        for name in ("chains", "a_axes", "b_axes", "out_axes"):
+            fields[name] = tuple(fields[name])
         return GemmSpec(**fields)
 
 

@@ -34,21 +34,29 @@ def product(values: Any) -> int:
 
 @dataclass(frozen=True)
 class Operand:
-    """A matrix inside a flat buffer: element (row, column) is at ``base + row*stride + column``."""
+    """A matrix inside a flat buffer: element (row, column) is at ``base + row*stride + column``.
+
+    With a ``table``, row i of the operand is row ``table[i]`` of the matrix.
+    """
 
     buffer: Any
     base: Any
     stride: int
     rows: int
     depth: int
+    table: Any = None
 
     @property
     def dtype(self) -> str:
         """Dtype of the elements."""
         return str(self.buffer.dtype)
 
+    def place(self, w: Writer, row: Any) -> Any:
+        """Return where a row of the operand is in the matrix."""
+        return row if self.table is None else w.bind("place", load(self.table, row))
+
     def load(self, row: Any, column: Any, lanes: int = 1) -> Any:
-        """Load neighbouring elements of one row."""
+        """Load neighbouring elements of one row of the matrix."""
         return load(self.buffer, self.base + row * self.stride + column, lanes=lanes)
 
 
@@ -72,17 +80,19 @@ def convert_rows(
 
     step = dot.lanes * 2
     with w.loop("row", source.rows, kind) as i:
+        row = source.place(w, i)
         begin = 0
         while step >= 8:
             whole = (source.depth - begin) // step
             if whole:
                 with w.loop("col", whole) as j:
                     at = j * step + begin
-                    w.store(out, form(source.load(i, at, step), step), i * padded + at, lanes=step)
+                    w.store(out, form(source.load(row, at, step), step), i * padded + at,
+                            lanes=step)
                 begin += whole * step
             step //= 2
         for k in range(begin, source.depth):
-            w.store(out, form(source.load(i, k), 1), i * padded + k)
+            w.store(out, form(source.load(row, k), 1), i * padded + k)
         for k in range(source.depth, padded):
             w.store(out, const(0, dot.operand), i * padded + k)
     return Operand(out, 0, padded, source.rows, padded)
@@ -266,6 +276,7 @@ class GemmKernel:
     def _whole_vector(self, source: Operand, v: int, row: Any) -> Any:
         """Load vector ``v`` of a row; columns behind N repeat the last one."""
         w, lanes = self.w, self.lanes
+        row = source.place(w, row)
         begin = self.first + v * lanes
         if self.columns % self.nt == 0:
             return w.bind("res", source.load(row, begin, lanes))

@@ -6,7 +6,7 @@ its :class:`~schedules.gemm.GemmSpec` as an annotation of ``out``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import te, tirx
@@ -31,7 +31,7 @@ def _finish(
     spec: GemmSpec,
     mult: te.Tensor | None,
     shift: te.Tensor | None,
-    residual: te.Tensor | None,
+    residual: Callable[..., Any] | None,
 ) -> te.Tensor:
     """Append the stage ``out`` to an accumulator."""
 
@@ -52,7 +52,13 @@ def _finish(
         high = tirx.const(epilogue.qmax, "int64")
         return tirx.max(tirx.min(total, high), low).astype(epilogue.out_dtype)
 
-    return te.compute(acc.shape, element, name="out", attrs={ANNOTATION: spec.to_json()})
+    axes = spec.out_axes or tuple(range(len(acc.shape)))
+    return te.compute(
+        [acc.shape[axis] for axis in axes],
+        lambda *index: element(*(index[axes.index(i)] for i in range(len(axes)))),
+        name="out",
+        attrs={ANNOTATION: spec.to_json()},
+    )
 
 
 def linear_te(
@@ -104,6 +110,8 @@ def packed_linear_te(
     mult: te.Tensor | None = None,
     shift: te.Tensor | None = None,
     residual: te.Tensor | None = None,
+    rows: te.Tensor | None = None,
+    gather: str = "",
 ) -> te.Tensor:
     """Return the same as :func:`linear_te` from packed weights.
 
@@ -124,6 +132,9 @@ def packed_linear_te(
         unsigned; ``bias`` must then hold -128 times the column sums of the weights).
     chains, fallback
         See :class:`~schedules.gemm.GemmSpec`; they change no bit.
+    rows, gather
+        int32 [M]: row i of the result is of row ``rows[i]`` of x (``gather = "x"``), or of x and
+        the residual (``"both"``), which are matrices then.
     """
     _, _, nt, kv = (int(s) for s in w.shape)
     k = te.reduce_axis((0, x.shape[-1]), "k")
@@ -132,37 +143,67 @@ def packed_linear_te(
     def product(*i: Any) -> Any:
         n = i[-1]
         weight = w(n // nt, k // kv, n % nt, k % kv).astype("int32")
-        return te.sum((x(*i[:-1], k).astype("int32") + shift_by) * weight, axis=k)
+        code = x(rows(i[0]), k) if rows is not None else x(*i[:-1], k)
+        return te.sum((code.astype("int32") + shift_by) * weight, axis=k)
 
-    total = te.compute([*x.shape[:-1], columns], product, name="acc")
+    outer = x.shape[:-1] if rows is None else rows.shape
+    total = te.compute([*outer, columns], product, name="acc")
     acc = te.compute(total.shape, lambda *i: total(*i) + bias(i[-1]), name="biased")
     spec = GemmSpec("packed_linear", epilogue, dot=dot, vectors=nt // lanes, offset=offset,
-                    chains=tuple(chains), fallback=fallback)
-    return _finish(acc, epilogue, spec, mult, shift, residual)
+                    chains=tuple(chains), fallback=fallback, gather=gather)
+    added: Callable[..., Any] | None = residual
+    if residual is not None and rows is not None and gather == "both":
+        held, table = residual, rows
+        added = lambda i, n: held(table(i), n)  # noqa: E731
+    return _finish(acc, epilogue, spec, mult, shift, added)
 
 
 def matmul_te(
-    a: te.Tensor, b: te.Tensor, transpose_b: bool, epilogue: Epilogue
+    a: te.Tensor,
+    b: te.Tensor,
+    transpose_b: bool,
+    epilogue: Epilogue,
+    a_axes: Sequence[int] = (),
+    b_axes: Sequence[int] = (),
+    out_axes: Sequence[int] = (),
 ) -> te.Tensor:
     """Return ``epilogue(a @ b)`` over the last two axes, the others being batch.
 
     Parameters
     ----------
     a
-        [..., M, K].
+        [..., M, K], after its axes were permuted by ``a_axes`` if there are any.
     b
-        [..., K, N], or [..., N, K] if ``transpose_b``.
+        [..., K, N], or [..., N, K] if ``transpose_b``, after ``b_axes``.
     epilogue
         ``acc`` or ``requant`` with a scalar ``mult`` and ``shift``.
+    a_axes, b_axes, out_axes
+        Permutations of the operands and of the result, as in ``permute_dims``.
     """
-    columns = b.shape[-2] if transpose_b else b.shape[-1]
-    k = te.reduce_axis((0, a.shape[-1]), "k")
+    left, left_shape = _permuted(a, a_axes)
+    right, right_shape = _permuted(b, b_axes)
+    columns = right_shape[-2] if transpose_b else right_shape[-1]
+    k = te.reduce_axis((0, left_shape[-1]), "k")
 
     def product(*i: Any) -> Any:
         *batch, row, column = i
-        right = b(*batch, column, k) if transpose_b else b(*batch, k, column)
-        return te.sum(a(*batch, row, k).astype("int32") * right.astype("int32"), axis=k)
+        factor = right(*batch, column, k) if transpose_b else right(*batch, k, column)
+        return te.sum(left(*batch, row, k).astype("int32") * factor.astype("int32"), axis=k)
 
-    acc = te.compute([*a.shape[:-1], columns], product, name="acc")
-    spec = GemmSpec("matmul", epilogue, transpose_b=transpose_b)
+    acc = te.compute([*left_shape[:-1], columns], product, name="acc")
+    spec = GemmSpec("matmul", epilogue, transpose_b=transpose_b, a_axes=tuple(a_axes),
+                    b_axes=tuple(b_axes), out_axes=tuple(out_axes))
     return _finish(acc, epilogue, spec, None, None, None)
+
+
+def _permuted(
+    x: te.Tensor, axes: Sequence[int]
+) -> tuple[Callable[..., Any], list[Any]]:
+    """Return the elements and the shape of ``permute(x, axes)``."""
+    if not axes:
+        return x, list(x.shape)
+
+    def element(*index: Any) -> Any:
+        return x(*(index[list(axes).index(i)] for i in range(len(axes))))
+
+    return element, [x.shape[axis] for axis in axes]

@@ -33,18 +33,20 @@ class _Linear(GemmKernel):
         self.params = params
         self.spec = spec
         x, weights, self.bias, *rest = params[:-1]
-        w, depth, rows = self.w, int(x.shape[-1]), product(x.shape[:-1])
+        w, depth, rows = self.w, int(x.shape[-1]), product(params[-1].shape[:-1])
+        table = rest.pop() if spec.gather else None
         self.columns = int(params[-1].shape[-1])
         self.out = Operand(w.flat(params[-1]), 0, self.columns, rows, self.columns)
         if spec.epilogue.kind != "acc":
             self.mult, self.shift, *rest = rest
         if spec.epilogue.kind == "requant_add":
-            self.residual = Operand(w.flat(rest[0]), 0, self.columns, rows, self.columns)
+            places = table if spec.gather == "both" else None
+            self.residual = Operand(w.flat(rest[0]), 0, self.columns, rows, self.columns, places)
         self.blocks, self.steps, _, self.packed_kv = (int(s) for s in weights.shape)
         self.packed = w.alias(
             weights, (self.blocks, self.steps, self.nt * self.packed_kv), "packed"
         )
-        self.x = Operand(w.flat(x), 0, depth, rows, depth)
+        self.x = Operand(w.flat(x), 0, depth, rows, depth, table)
 
     def build(self, attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""
@@ -74,7 +76,7 @@ class _Linear(GemmKernel):
 
     def _operand(self, name: str) -> Operand:
         dot = dot_named(name)
-        if self.x.dtype == dot.operand and not self.spec.offset:
+        if self.x.dtype == dot.operand and not self.spec.offset and self.x.table is None:
             return self.x
         padded = self.steps * self.packed_kv
         return convert_rows(
@@ -184,8 +186,8 @@ def packed_linear(
     Parameters
     ----------
     params
-        The PrimFunc's buffers: x, weights, bias, [mult, shift], [residual], out; bias, mult and
-        shift are padded to whole column blocks.
+        The PrimFunc's buffers: x, weights, bias, [mult, shift], [residual], [table of rows], out;
+        bias, mult and shift are padded to whole column blocks.
     spec, tile
         What to compute, and how it is cut. ``tile.vectors`` must be the packed layout's.
     attrs

@@ -283,6 +283,10 @@ class _Rows:
             return tirx.const(int(index), "int32")
         if index in self.axes:
             return self.axes[index]
+        if type(index).__name__ == "TensorLoad" and str(index.source.dtype) == "int32":
+            # A table of rows: one number a row.
+            places = [self._scalar_index(i) for i in index.indices]
+            return self.w.bind("place", tirx.BufferLoad(index.source, places))
         raise Unsupported("index")
 
 

@@ -19,6 +19,9 @@ same integers everywhere. Since ``|z| <= sqrt(C - 1) <= 2**headroom``, D shifted
 ``mult ~ gamma/out_scale`` and ``bias ~ beta/out_scale + zero point + 1/2`` at ``out_shift``
 fractional bits. Nothing divides by gamma, so it may be 0; a row of equal codes gives D = 0 and the
 bias alone.
+
+Once layout is folded (:mod:`relay_passes.fold_layout`) a call may have a fourth argument ``rows``,
+int32 [M]: then ``x`` is a matrix, and row i of the result is of row ``rows[i]`` of ``x``.
 """
 
 from __future__ import annotations
@@ -181,6 +184,10 @@ def _infer(node: relax.Call) -> relax.TensorType:
     whole = dtype_interval(node.attrs["out_dtype"])
     if not whole.lo <= node.attrs["qmin"] <= node.attrs["qmax"] <= whole.hi:
         raise fail(node, f"codes do not fit {node.attrs['out_dtype']}")
+    if len(node.args) > 3:
+        if len(shape) != 2:
+            raise fail(node, f"x {shape} must be a matrix, since a table of its rows is given")
+        shape[0] = tensor_of(node, 3, ["int32"], "rows")[0][0]
     return relax.TensorType(shape, node.attrs["out_dtype"])
 
 
@@ -202,10 +209,13 @@ def _root_step(v: Any, y: Any) -> Any:
 
 
 def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
-    x, mult, bias = tensors
-    *rows, channels = x.shape
+    source, mult, bias, *table = tensors
+    *rows, channels = source.shape if not table else (table[0].shape[0], source.shape[1])
     count = int(channels)
     var_shift, headroom = attrs["var_shift"], attrs["headroom"]
+
+    def x(*i: Any) -> Any:
+        return source(table[0](i[0]), i[1]) if table else source(*i)
 
     k = te.reduce_axis((0, channels), name="k")
     row_sum = te.compute(rows, lambda *i: te.sum(x(*i, k).astype("int32"), axis=k), name="row_sum")
@@ -257,7 +267,7 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
         value = (_high(z, mult(channel)) + bias(channel)) >> attrs["out_shift"]
         return te.min(te.max(value, attrs["qmin"]), attrs["qmax"]).astype(attrs["out_dtype"])
 
-    return te.compute(x.shape, out, name="layer_norm")
+    return te.compute([*rows, channels], out, name="layer_norm")
 
 
 @cache

@@ -3,6 +3,10 @@
 ``acc[..., m, n] = sum_k a[..., m, k] * b[..., k, n]`` in int32 (``b[..., n, k]`` with
 ``transpose_b``). Both zero points must be 0: nothing can be folded into a constant here. The range
 is ``K * max|a| * max|b|``, or ``row sum of |a| * max|b|`` where ``a`` states its row sum.
+
+Once layout is folded (:mod:`relay_passes.fold_layout`) a call may have the attributes ``a_axes``,
+``b_axes`` and ``out_axes``: then it takes ``permute_dims(a, a_axes)`` and ``permute_dims(b,
+b_axes)`` and returns ``permute_dims(result, out_axes)``. The last axis stays the last.
 """
 
 from __future__ import annotations
@@ -67,9 +71,26 @@ def matmul_requant(
     )
 
 
+AXES = ("a_axes", "b_axes", "out_axes")
+
+
+def _axes(attrs: Any) -> dict[str, list[int]]:
+    """Return the permutations of a call that has some."""
+    return {key: [int(axis) for axis in attrs[key]] for key in AXES if key in attrs}
+
+
+def _permuted(node: relax.Call, shape: list[int], key: str) -> list[int]:
+    axes = _axes(node.attrs).get(key)
+    if axes is None:
+        return shape
+    if sorted(axes) != list(range(len(shape))) or axes[-1] != len(shape) - 1:
+        raise fail(node, f"{key} {axes} is no permutation of {shape} that keeps the last axis")
+    return [shape[axis] for axis in axes]
+
+
 def _accumulator_shape(node: relax.Call) -> tuple[list[int], int]:
-    a, _ = tensor_of(node, 0, ACTIVATION_DTYPES, "a")
-    b, _ = tensor_of(node, 1, ACTIVATION_DTYPES, "b")
+    a = _permuted(node, tensor_of(node, 0, ACTIVATION_DTYPES, "a")[0], "a_axes")
+    b = _permuted(node, tensor_of(node, 1, ACTIVATION_DTYPES, "b")[0], "b_axes")
     fits = len(a) >= 2 and len(a) == len(b) and a[:-2] == b[:-2]
     if fits:
         n, k = (b[-2], b[-1]) if node.attrs["transpose_b"] else (b[-1], b[-2])
@@ -81,11 +102,11 @@ def _accumulator_shape(node: relax.Call) -> tuple[list[int], int]:
 
 
 def _infer_matmul(node: relax.Call) -> relax.TensorType:
-    return relax.TensorType(_accumulator_shape(node)[0], "int32")
+    return relax.TensorType(_permuted(node, _accumulator_shape(node)[0], "out_axes"), "int32")
 
 
 def _infer_requant(node: relax.Call) -> relax.TensorType:
-    shape, _ = _accumulator_shape(node)
+    shape = _permuted(node, _accumulator_shape(node)[0], "out_axes")
     check_dyadic(node, node.attrs["mult"], node.attrs["shift"], "mult, shift")
     output_interval(node)
     return relax.TensorType(shape, node.attrs["out_dtype"])
@@ -93,14 +114,15 @@ def _infer_requant(node: relax.Call) -> relax.TensorType:
 
 def _compute_matmul(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     a, b = tensors
-    return matmul_te(a, b, attrs["transpose_b"], Epilogue())
+    return matmul_te(a, b, attrs["transpose_b"], Epilogue(), **_axes(attrs))
 
 
 def _compute_requant(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     a, b = tensors
     codes = {key: attrs[key] for key in ("zero_point", "qmin", "qmax", "out_dtype")}
     scale = {key: attrs[key] for key in ("mult", "shift")}
-    return matmul_te(a, b, attrs["transpose_b"], Epilogue("requant", **codes, **scale))
+    epilogue = Epilogue("requant", **codes, **scale)
+    return matmul_te(a, b, attrs["transpose_b"], epilogue, **_axes(attrs))
 
 
 def _bounds_matmul(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval, list[Claim]]:

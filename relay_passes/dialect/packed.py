@@ -14,6 +14,8 @@ chains     groups of K that each column block may add in int16, 0 for blocks tha
 fallback   the dot sequence of such blocks
 narrow     whether requantisation fits the fast form, shifting the accumulator left by ``lift``
 fold_zero  whether the zero point then fits the rounding constants
+gather     "x" or "both", if a last argument ``rows``, int32 [M], says of which row of ``x`` (or of
+           ``x`` and ``res``), then matrices, each row of the result is made
 =========  ======================================================================================
 """
 
@@ -41,7 +43,16 @@ def _shape(node: relax.Call) -> list[int]:
     blocks, groups, nt, kv = w
     if x[-1] > groups * kv or bias != [blocks * nt] or columns > blocks * nt:
         raise fail(node, f"x {x}, packed w {w}, bias {bias} do not fit {columns} columns")
-    return [*x[:-1], columns]
+    if not _gather(node.attrs):
+        return [*x[:-1], columns]
+    rows, _ = tensor_of(node, len(node.args) - 1, ["int32"], "rows")
+    if len(x) != 2 or len(rows) != 1:
+        raise fail(node, f"x {x} and rows {rows} are no matrix and no table of its rows")
+    return [*rows, columns]
+
+
+def _gather(attrs: Any) -> str:
+    return str(attrs["gather"]) if "gather" in attrs else ""
 
 
 def _infer(node: relax.Call) -> relax.TensorType:
@@ -71,13 +82,15 @@ def _epilogue(attrs: Any, inputs: int) -> Epilogue:
 
 def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     x, w, bias, *rest = tensors
+    gather = _gather(attrs)
+    rows = rest.pop() if gather else None
     mult, shift, residual = [*rest, None, None, None][:3]
     return packed_linear_te(
         x,
         w,
         bias,
         columns=int(attrs["columns"]),
-        epilogue=_epilogue(attrs, len(tensors)),
+        epilogue=_epilogue(attrs, 3 + len(rest)),
         dot=str(attrs["dot"]),
         lanes=int(attrs["lanes"]),
         offset=int(attrs["offset"]),
@@ -86,6 +99,8 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
         mult=mult,
         shift=shift,
         residual=residual,
+        rows=rows,
+        gather=gather,
     )
 
 

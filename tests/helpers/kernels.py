@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,11 +60,12 @@ def make_linear(
     seed: int = 0,
     codes: tuple[int, int] | None = None,
     largest_weight: int | np.ndarray = 127,
+    gather: str = "",
 ) -> Kernel:
     """Build a packed linear kernel with random (or extreme) codes.
 
     ``codes`` narrows the activations' interval, ``largest_weight`` (of all columns, or of each) the
-    weights.
+    weights. With ``gather``, the result has some of the rows in random order.
     """
     where = resolve_target(target)
     isa = isa_for(where)
@@ -91,6 +93,12 @@ def make_linear(
     values = [x, pack(w, plan.nt, plan.dot.kv), pad_columns(folded, plan.nt, 0)]
     names = ["x", "w", "bias"]
     expected = x.astype("int64") @ w.astype("int64") + bias
+    added = res
+    if gather:
+        table = rng.integers(0, rows, max(1, rows - 3)).astype("int32")
+        values[0], expected = x[0], expected[0, table]
+        res = res[0] if gather == "both" else res[0, : len(table)]
+        added = res[table] if gather == "both" else res
     if kind != "acc":
         values += [pad_columns(narrow_mult, plan.nt, 0), pad_columns(narrow_shift, plan.nt, 32)]
         names += ["mult", "shift"]
@@ -98,15 +106,18 @@ def make_linear(
     if kind == "requant_add":
         values.append(res)
         names.append("residual")
-        expected = expected + rq(res, 1500000001, res_shift)
+        expected = expected + rq(added, 1500000001, res_shift)
     if kind != "acc":
         expected = np.clip(expected + 3, qmin, qmax)
     expected = expected.astype("int32" if kind == "acc" else out_dtype)
+    if gather:
+        values.append(table)
+        names.append("rows")
     tensors = [te.placeholder(v.shape, str(v.dtype), name=n)
                for n, v in zip(names, values, strict=True)]
     extra = dict(zip(names[3:], tensors[3:], strict=True))
     out = packed_linear_te(*tensors[:3], columns, epilogue, plan.dot.name, plan.dot.lanes,
-                           plan.offset, plan.chains, plan.fallback, **extra)
+                           plan.offset, plan.chains, plan.fallback, gather=gather, **extra)
     func = te.create_prim_func([*tensors, out])
     lib = tvm.compile(schedule_function(func, isa, tile), target=where)
     args = [tvm.runtime.tensor(v) for v in [*values, np.zeros_like(expected)]]
@@ -124,8 +135,9 @@ def make_matmul(
     extreme: bool = False,
     tile: Tile | None = None,
     zero_point: int = 5,
+    axes: Sequence[Sequence[int]] = ((), (), ()),
 ) -> Kernel:
-    """Build an activation matmul of ``shape`` (batch, M, N, K)."""
+    """Build an activation matmul of ``shape`` (batch, M, N, K), tensors permuted by ``axes``."""
     batch, rows, columns, depth = shape
     rng = np.random.default_rng(1)
 
@@ -145,7 +157,13 @@ def make_matmul(
         expected = np.clip(rq(expected, 1234567891, shift) + zero_point, qmin, qmax)
     expected = expected.astype(epilogue.out_dtype)
     where = resolve_target(target)
+    # An operand is the permutation of what is passed; the result is permuted when it is stored.
+    a, b = (v.transpose(np.argsort(order)) if order else v
+            for v, order in zip((a, b), axes, strict=False))
+    expected = expected.transpose(axes[2] or (0, 1, 2))
+    a, b, expected = (np.ascontiguousarray(v) for v in (a, b, expected))
+    where = resolve_target(target)
     ta, tb = (te.placeholder(v.shape, str(v.dtype), name=n) for n, v in (("a", a), ("b", b)))
-    func = te.create_prim_func([ta, tb, matmul_te(ta, tb, transpose_b, epilogue)])
+    func = te.create_prim_func([ta, tb, matmul_te(ta, tb, transpose_b, epilogue, *axes)])
     lib = tvm.compile(schedule_function(func, isa_for(where), tile), target=where)
     return Kernel(lib, [tvm.runtime.tensor(v) for v in (a, b, np.zeros_like(expected))], expected)

@@ -43,6 +43,15 @@ def test_any_shift(target: str, shifts: tuple[int, int], res_shift: int) -> None
     np.testing.assert_array_equal(kernel.run(), kernel.expected)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16"])
+@pytest.mark.parametrize("kind,gather", [("acc", "x"), ("requant", "x"), ("requant_add", "x"),
+                                         ("requant_add", "both")])
+def test_rows_of_a_table(target: str, dtype: str, kind: str, gather: str) -> None:
+    kernel = make_linear(29, 50, 131, target, kind, dtype, "int16", extreme=True, gather=gather)
+    np.testing.assert_array_equal(kernel.run(), kernel.expected)
+
+
 SHORT = ["x86-64-v3", pytest.param("x86-64-v4", marks=pytest.mark.skipif(
     isa_for(resolve_target("native")).vector_bits < 512, reason="this processor has no AVX-512"))]
 

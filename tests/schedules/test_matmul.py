@@ -36,3 +36,13 @@ def test_extreme_codes(target: str, dtypes: tuple[str, str], transpose_b: bool, 
 def test_any_shift(target: str, shift: int, out_dtype: str) -> None:
     kernel = make_matmul((1, 8, 32, 64), target, True, shift=shift, out_dtype=out_dtype)
     np.testing.assert_array_equal(kernel.run(), kernel.expected)
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "x86-64"])
+@pytest.mark.parametrize("axes", [((1, 0, 2), (1, 0, 2), ()), ((), (), (1, 0, 2)),
+                                  ((1, 0, 2), (), (1, 0, 2))], ids=str)
+@pytest.mark.parametrize("transpose_b", [True, False], ids=["q_kt", "p_v"])
+def test_permuted(target: str, axes: tuple[tuple[int, ...], ...], transpose_b: bool) -> None:
+    """Operands and result that lie permuted; "x86-64" takes the plain definition."""
+    kernel = make_matmul((3, 21, 45, 32), target, transpose_b, axes=axes)
+    np.testing.assert_array_equal(kernel.run(), kernel.expected)

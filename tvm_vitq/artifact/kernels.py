@@ -112,7 +112,8 @@ def describe_kernels(mod: tvm.IRModule, plans: Mapping[str, Any]) -> dict[str, d
             *outer, columns = (int(extent) for extent in func.params[-1].shape)
             depth = int(func.params[0].shape[-1])
             weights = not operator.startswith("vitq.matmul")
-            rows = 1 if weights else outer.pop()
+            stored = getattr(plans.get(gvar.name_hint), "out_axes", ())
+            rows = 1 if weights else outer.pop(stored.index(len(outer) - 1) if stored else -1)
             batch = 1
             for extent in outer:
                 batch *= extent
