@@ -94,7 +94,9 @@ def vector_rescale(
     bits = tirx.reinterpret(half, shift - const(1, full))
     return {
         "even": mult,
-        "odd": tirx.reinterpret(full, _high(tirx.reinterpret(half, mult), lanes)),
+        # Not a 64-bit shift: LLVM would fold it with the sign extension of apply() into something
+        # that it hoists out of the loop, and then no longer sees that vpmuldq is enough.
+        "odd": tirx.Shuffle([mult], [tirx.const(i | 1, "int32") for i in range(lanes)]),
         "round_even": tirx.shift_left(scale, _signed_low(bits, lanes)),
         "round_odd": tirx.shift_left(scale, _high(bits, lanes)),
         "shift": shift - const(32, full),
