@@ -34,6 +34,29 @@ def test_rows_without_importance_do_not_count() -> None:
     assert float(recorder.result().hi.max()) < 10
 
 
+def test_merged_recorders_gathered_everything() -> None:
+    x = torch.randn(8, 50, 6)
+    first, second = Recorder(rows=64, seed=1), Recorder(rows=64, seed=2)
+    first.add(x[:4])
+    second.add(x[4:])
+    second.hold(x[:2])
+    first.merge(second)
+    merged, whole = first.result(), recorded(x)
+    for name in ("lo", "hi", "mean"):
+        torch.testing.assert_close(getattr(merged, name), getattr(whole, name))
+    assert len(merged.sample) == 128 and len(merged.held) == 64
+
+
+def test_quantiles_are_those_of_the_sample() -> None:
+    statistics = recorded(torch.randn(64, 100, 3))
+    ordered = statistics.sample.sort(0).values
+    cut = len(ordered) // 1000
+    torch.testing.assert_close(statistics.quantiles[0], ordered[cut - 1])
+    torch.testing.assert_close(statistics.quantiles[1], ordered[-cut])
+    few = recorded(torch.randn(8, 4, 3))
+    assert few.quantiles == (few.lo, few.hi)
+
+
 def test_statistics_move_with_the_activation() -> None:
     x = torch.randn(4, 20, 6)
     factor, shift = torch.rand(6) + 0.5, torch.randn(6)

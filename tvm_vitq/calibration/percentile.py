@@ -23,10 +23,10 @@ def percentile_range(
     symmetric : bool
         Whether the codes are symmetric about zero.
     """
-    values = statistics.values.sort().values
-    candidates = []
-    for fraction in FRACTIONS:
-        cut = int((1.0 - fraction) * len(values))
-        candidates.append((float(values[cut]), float(values[len(values) - 1 - cut])))
+    values = statistics.values
+    cuts = [int((1.0 - fraction) * len(values)) for fraction in FRACTIONS]
+    largest = values.topk(max(cuts) + 1).values
+    smallest = values.topk(max(cuts) + 1, largest=False).values
+    candidates = [(float(smallest[cut]), float(largest[cut])) for cut in cuts]
     errors = [rounding_error(values, pair, levels, symmetric) for pair in candidates]
     return candidates[errors.index(min(errors))]

@@ -18,6 +18,9 @@ __all__ = ["ChannelStatistics", "Recorder"]
 ROWS = 4096
 """Rows of the sample, at most."""
 
+HELD_ROWS = 1024
+"""Rows of images held out, at most."""
+
 FEW = 32
 """Rows below which the extremes of single channels mean nothing."""
 
@@ -78,6 +81,15 @@ class ChannelStatistics:
             values = values[::stride]
         return torch.cat([values, torch.tensor(self.bounds)])
 
+    @cached_property
+    def quantiles(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """0.1 % and 99.9 % quantile of each channel; the extremes if the sample is small."""
+        if len(self.sample) < 1000:
+            return self.lo, self.hi
+        cut, channels = max(1, len(self.sample) // 1000), self.sample.T.contiguous()
+        least = channels.topk(cut, largest=False).values[:, -1]
+        return least, channels.topk(cut).values[:, -1]
+
     @property
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest value over all channels."""
@@ -118,8 +130,8 @@ class Recorder:
         if importance is not None and bool((importance <= 0).any()):
             rows = x.reshape(x.shape[0], -1, x.shape[-1])[:, importance > 0].flatten(0, 1)
             importance = importance[importance > 0]
-        lo, hi = torch.aminmax(rows, dim=0)
-        total = rows.sum(0, dtype=torch.float64)
+        lo, hi = rows.amin(0), rows.amax(0)  # aminmax takes thirty times as long
+        total = rows.sum(0).double()
         if self.lo is None or self.hi is None or self.sum is None:
             self.lo, self.hi, self.sum = lo, hi, total
         else:
@@ -127,6 +139,19 @@ class Recorder:
             self.sum += total
         self.count += len(rows)
         self.rows.append(self._sampled(rows, x.shape[0], importance))
+
+    def merge(self, other: Recorder) -> None:
+        """Add what another recorder gathered."""
+        if other.lo is not None and other.hi is not None and other.sum is not None:
+            if self.lo is None or self.hi is None or self.sum is None:
+                self.lo, self.hi, self.sum = other.lo, other.hi, other.sum
+            else:
+                self.lo = torch.minimum(self.lo, other.lo)
+                self.hi = torch.maximum(self.hi, other.hi)
+                self.sum = self.sum + other.sum
+        self.count += other.count
+        self.rows += other.rows
+        self.held += other.held
 
     def hold(self, x: torch.Tensor, importance: torch.Tensor | None = None) -> None:
         """Keep rows of an activation for tests; they don't enter the statistics."""

@@ -20,7 +20,7 @@ from tvm_vitq.reference.float_interpreter import Program, Step, code_range, fake
 
 __all__ = ["CHUNK", "Draft", "Quantizer", "WeightCodes"]
 
-CHUNK = 32
+CHUNK = 8
 """Images that are executed at once."""
 
 

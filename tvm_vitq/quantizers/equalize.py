@@ -35,11 +35,7 @@ def channel_factors(
     centre : bool
         Whether shifts are wanted; they are zero otherwise.
     """
-    lo, hi = statistics.lo, statistics.hi
-    if robust and len(statistics.sample) >= 1000:
-        cut = max(1, len(statistics.sample) // 1000)
-        hi = statistics.sample.topk(cut, dim=0).values[-1]
-        lo = -(-statistics.sample).topk(cut, dim=0).values[-1]
+    lo, hi = statistics.quantiles if robust else (statistics.lo, statistics.hi)
     shift = (lo + hi) / 2 if centre else torch.zeros_like(lo)
     spread = torch.maximum((lo - shift).abs(), (hi - shift).abs())
     usable = spread > 1e-6 * float(spread.max())

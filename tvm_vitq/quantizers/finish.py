@@ -7,10 +7,13 @@ linear's mean output is the float network's. Rows count by their importance.
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import torch
 
+from tvm_vitq.calibration.workers import spread
 from tvm_vitq.quantizers.draft import Draft
 from tvm_vitq.quantizers.importance import Importance
 from tvm_vitq.quantizers.observe import row_weights
@@ -23,8 +26,12 @@ from tvm_vitq.quantizers.weights import Windows, limit_codes, round_by_error, ro
 __all__ = ["Moments", "finish_unit"]
 
 INT32 = 2**31 - 1
-ROWS = 16384
-"""Rows that moments are taken of, about."""
+ROWS, DEPTHS = 4096, 8
+"""Second moments of K channels are taken of ``ROWS + DEPTHS K`` rows, about."""
+GRAM = 384
+"""Columns of a matrix of moments that are computed at once."""
+GROUPS = 4
+"""Parts that moments are gathered in, each with matrices of its own."""
 BROAD = 0.1
 """Weight that every row has besides its importance (1 on the mean)."""
 
@@ -49,25 +56,42 @@ class Moments:
     def of(cls, parts: list[torch.Tensor], importance: torch.Tensor | None) -> Moments:
         """Gather the moments of activations ``[n, ..., K]``."""
         size = parts[0].shape[-1]
-        total, weight = torch.zeros(size, dtype=torch.float64), 0.0
-        inner, square = torch.zeros_like(total), torch.zeros(size, size, dtype=torch.float64)
-        count, spread = parts[0][0].numel() // size, 0.0
+        count = parts[0][0].numel() // size
         weights = row_weights(count, importance)
-        broad = weights + BROAD
-        root = broad.float().sqrt()[:, None]
-        stride = max(1, sum(len(part) for part in parts) * count // ROWS)
-        for part in parts:
-            rows = part.reshape(len(part), -1, size)
-            total += weights @ rows.sum(0, dtype=torch.float64)
-            weight += float(weights.sum()) * len(part)
-            some = rows[::stride]
-            inner += broad @ some.sum(0, dtype=torch.float64)
-            spread += float(broad.sum()) * len(some)
-            scaled = (some * root).flatten(0, 1)
-            square += (scaled.T @ scaled).double()
-        mean, centre = total / weight, inner / spread
-        second = square / spread - torch.outer(centre, centre)
+        broad = (weights + BROAD).float()
+        images = sum(len(part) for part in parts)
+        stride = max(1, round(images * count / (ROWS + DEPTHS * size)))
+        while math.gcd(stride, count) > 1:  # or it would skip rows of every image
+            stride += 1
+
+        def sums(group: list[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
+            total, scaled, weight = torch.zeros(size, dtype=torch.float64), [], []
+            for before, part in group:
+                rows, first = part.reshape(len(part), count, size), -before * count % stride
+                total += weights @ rows.sum(0).double()
+                weight.append(broad.repeat(len(part))[first::stride])
+                scaled.append(rows.flatten(0, 1)[first::stride] * weight[-1].sqrt()[:, None])
+            root, some = torch.cat(weight).sqrt(), torch.cat(scaled)
+            return total, (root @ some).double(), _gram(some), root.square().double().sum()
+
+        before = itertools.accumulate((len(part) for part in parts), initial=0)
+        numbered = list(zip(before, parts, strict=False))
+        done = spread(sums, [numbered[i::GROUPS] for i in range(min(GROUPS, len(parts)))])
+        total, inner, square, spread_out = (sum(s) for s in zip(*done, strict=True))
+        mean, centre = total / (float(weights.sum()) * images), inner / spread_out
+        square = square.triu() + square.triu(1).T
+        second = square.div_(spread_out).sub_(torch.outer(centre, centre))
         return cls(mean, second)
+
+
+def _gram(x: torch.Tensor) -> torch.Tensor:
+    """Return ``x.T @ x`` in float64, right on and above the diagonal, in blocks of columns."""
+    size = x.shape[1]
+    out = torch.zeros(size, size, dtype=torch.float64)
+    for start in range(0, size, GRAM):
+        stop = min(start + GRAM, size)
+        out[start:stop, start:] = x[:, start:stop].T @ x[:, start:]
+    return out
 
 
 def finish_unit(
@@ -103,11 +127,14 @@ def finish_unit(
 
     def advance(stop: int) -> None:
         values = draft.values()
-        for env in envs:
+
+        def step(env: dict[int, torch.Tensor]) -> None:
             program.execute(
                 env, start=at, stop=stop, keep=keep, hook=draft.hook, constants=values,
                 operators=operators,
             )
+
+        spread(step, envs)
 
     for index in sorted(linears):
         linear = linears[index]

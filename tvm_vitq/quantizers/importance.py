@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tvm_vitq.calibration.workers import spread
 from tvm_vitq.quantizers.units import Unit
 from tvm_vitq.reference.float_interpreter import Program, Step
 
@@ -61,11 +62,17 @@ def measure_importance(
     """
     generator = torch.Generator().manual_seed(seed)
     out = Importance()
-    ends = [unit.result for unit in units]
-    for part in x.split(CHUNK):
+    ends = {unit.result for unit in units}
+    directions = torch.randn(
+        (len(x), *program.shape(program.output_slot)), generator=generator
+    )
+    directions -= directions.mean(-1, keepdim=True)
+
+    def squares(item: tuple[torch.Tensor, torch.Tensor]) -> dict[int, torch.Tensor]:
+        part, direction = item
         seen: dict[int, torch.Tensor] = {}
 
-        def watch(step: Step, result: torch.Tensor, seen: dict = seen) -> torch.Tensor:
+        def watch(step: Step, result: torch.Tensor) -> torch.Tensor:
             if step.out in watched or step.out in ends:
                 result = result if result.requires_grad else result.requires_grad_()
                 seen[step.out] = result
@@ -75,17 +82,18 @@ def measure_importance(
             env = program.execute(
                 {program.input_slot: part}, keep=frozenset({program.output_slot}), hook=watch
             )
-            logits = env[program.output_slot]
-            direction = torch.randn(logits.shape, generator=generator)
-            direction -= direction.mean(-1, keepdim=True)
-            slots = list(seen)
             found = torch.autograd.grad(
-                (logits * direction).sum(), [seen[s] for s in slots], allow_unused=True
+                (env[program.output_slot] * direction).sum(), list(seen.values()), allow_unused=True
             )
-        for slot, gradient in zip(slots, found, strict=True):
-            if gradient is None:
-                continue
-            square = gradient.square_().sum(0, keepdim=True) / x.shape[0]
+        return {
+            slot: gradient.square_().sum(0, keepdim=True) / x.shape[0]
+            for slot, gradient in zip(seen, found, strict=True)
+            if gradient is not None
+        }
+
+    parts = zip(x.split(CHUNK), directions.split(CHUNK), strict=True)
+    for found in spread(squares, parts):
+        for slot, square in found.items():
             if slot in ends:
                 out.outputs[slot] = out.outputs.get(slot, 0.0) + square
             rows = square.reshape(-1, square.shape[-1]).mean(-1)

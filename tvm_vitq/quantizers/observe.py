@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 
-from tvm_vitq.calibration.statistics import ROWS, ChannelStatistics, Recorder
+from tvm_vitq.calibration.statistics import HELD_ROWS, ROWS, ChannelStatistics, Recorder
+from tvm_vitq.calibration.workers import spread
 from tvm_vitq.quantizers.draft import Draft
 from tvm_vitq.quantizers.importance import Importance
 from tvm_vitq.quantizers.links import Links
@@ -47,8 +50,12 @@ class Mean:
         """Add an activation ``[n, ..., K]``."""
         rows = x.reshape(x.shape[0], -1, x.shape[-1])
         weights = row_weights(rows.shape[1], importance)
-        self.total = self.total + weights @ rows.sum(0, dtype=torch.float64)
+        self.total = self.total + weights @ rows.sum(0).double()
         self.weight += float(weights.sum()) * len(rows)
+
+    def merge(self, other: Mean) -> None:
+        """Add what another mean gathered."""
+        self.total, self.weight = self.total + other.total, self.weight + other.weight
 
     @property
     def value(self) -> torch.Tensor:
@@ -82,6 +89,15 @@ def views_of(links: Links) -> dict[int, int]:
     return views
 
 
+@dataclass
+class _Observed:
+    """What one chunk of images showed."""
+
+    recorders: dict[int, Recorder] = field(default_factory=dict)
+    means: dict[int, Mean] = field(default_factory=dict)
+    result: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+
 def observe_unit(
     links: Links,
     draft: Draft,
@@ -101,28 +117,28 @@ def observe_unit(
     shared = held.tests.start < held.statistics.stop  # too few images to hold any out
     if not shared:
         parts += [(p, True) for p in x[held.tests].split(draft.chunk)]
-    recorders: dict[int, Recorder] = {}
-    moments: dict[int, Mean] = {}
-    share = ROWS // max(1, sum(not test for _, test in parts))
+    tests = sum(test for _, test in parts)
+    share = ROWS // max(1, len(parts) - tests), HELD_ROWS // max(1, tests)
 
-    def record(slot: int, value: torch.Tensor, testing: bool) -> None:
-        site = views.get(slot)
-        if site is not None and not structure.sites[site].given:
-            recorder = recorders.setdefault(site, Recorder(share, seed))
-            take = recorder.hold if testing else recorder.add
-            take(value.float(), importance.rows.get(slot))
-        if slot in read:
-            moments.setdefault(slot, Mean()).add(value, importance.rows.get(slot))
+    def observe(item: tuple[int, tuple[torch.Tensor, bool]]) -> _Observed:
+        index, (part, testing) = item
+        seen = _Observed()
 
-    done = []
-    for part, testing in parts:
+        def record(slot: int, value: torch.Tensor) -> None:
+            site = views.get(slot)
+            if site is not None and not structure.sites[site].given:
+                recorder = seen.recorders.setdefault(site, Recorder(share[testing], seed + index))
+                take = recorder.hold if testing else recorder.add
+                take(value.float(), importance.rows.get(slot))
+            if slot in read:
+                seen.means.setdefault(slot, Mean()).add(value, importance.rows.get(slot))
 
-        def watch(step: Step, result: torch.Tensor, testing: bool = testing) -> torch.Tensor:
-            record(step.out, result, testing)
+        def watch(step: Step, result: torch.Tensor) -> torch.Tensor:
+            record(step.out, result)
             return result
 
         if unit.source == program.input_slot:
-            record(unit.source, part, testing)
+            record(unit.source, part)
         env = program.execute(
             {unit.source: part},
             start=unit.start,
@@ -130,11 +146,19 @@ def observe_unit(
             keep=frozenset({unit.result}),
             hook=watch,
         )
-        done.append(env[unit.result])
-    statistics = {site: recorder.result() for site, recorder in recorders.items()}
+        seen.result = env[unit.result]
+        return seen
+
+    first, *others = done = spread(observe, enumerate(parts))
+    for other in others:
+        for site, recorder in first.recorders.items():
+            recorder.merge(other.recorders[site])
+        for slot, mean in first.means.items():
+            mean.merge(other.means[slot])
+    statistics = {site: recorder.result() for site, recorder in first.recorders.items()}
     for link in links.links:
         if link.kind == "value" and link.site in statistics:  # into the order of V's channels
             order = link.readers[0].rows.argsort()
             statistics[link.site] = statistics[link.site].reordered(order)
-    draft.means.update({slot: mean.value for slot, mean in moments.items()})
-    return torch.cat(done), statistics
+    draft.means.update({slot: mean.value for slot, mean in first.means.items()})
+    return torch.cat([part.result for part in done]), statistics

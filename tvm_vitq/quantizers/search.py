@@ -9,13 +9,14 @@ the float unit's wins. Errors are weighted by how much the logits depend on each
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from tvm_vitq.calibration.statistics import ChannelStatistics
+from tvm_vitq.calibration.workers import spread
 from tvm_vitq.quantizers.draft import Draft
 from tvm_vitq.quantizers.equalize import balance_keys, channel_factors, rescale
 from tvm_vitq.quantizers.links import Link, Links
@@ -30,8 +31,8 @@ __all__ = ["Choice", "UnitSearch"]
 PROBES = 4
 """Candidates of a site that are executed to the end of the unit, at most one of each strength."""
 
-HELD_ROWS = 1024
-"""The error of linears is taken on so many rows of held-out images, at most."""
+COLUMNS = 256
+"""The error of a linear is taken on so many of its output columns, about."""
 
 
 @dataclass
@@ -127,7 +128,12 @@ class UnitSearch:
         for link in self.links.links:
             self.by_site[link.also[0] if link.kind == "value" else link.site] = link
         self.key_of = {end[0]: key for key in self.links.keys for end in (key.query, key.key)}
-        self.rows = {r.linear.step: r.rows for link in self.links.links for r in link.readers}
+        self.rows = {
+            r.linear.step: r.rows
+            for link in self.links.links
+            for r in link.readers
+            if not torch.equal(r.rows, torch.arange(len(r.rows)))
+        }
         self.readers: dict[int, list[Linear]] = {}
         for linear in self.structure.linears:
             self.readers.setdefault(linear.source, []).append(linear)
@@ -160,7 +166,8 @@ class UnitSearch:
     # -- execution -----------------------------------------------------------------------------
     def _advance(self, draft: Draft, stop: int) -> None:
         values = draft.values()
-        for env in self.envs:
+
+        def advance(env: dict[int, torch.Tensor]) -> None:
             self.program.execute(
                 env,
                 start=self.at,
@@ -169,32 +176,40 @@ class UnitSearch:
                 hook=draft.hook,
                 constants=values,
             )
+
+        spread(advance, self.envs)
         self.at = stop
 
-    def _error(self, draft: Draft) -> float:
-        """Weighted square error of the unit's output, per image."""
-        values = draft.values()
-        total, first = 0.0, 0
-        for env in self.envs:
-            trial = dict(env)
-            if self.unit.source == self.program.input_slot and self.at == self.unit.start:
-                part = self.x[first : first + draft.chunk]
-                trial = {self.unit.source: draft.enter(part)}
+    def _errors(self, drafts: Sequence[Draft]) -> list[float]:
+        """Weighted square error of the unit's output with each draft, per image."""
+        values = [draft.values() for draft in drafts]
+        chunk = drafts[0].chunk
+        entering = self.unit.source == self.program.input_slot and self.at == self.unit.start
+
+        def error(item: tuple[int, int]) -> float:
+            which, part = item
+            draft, here = drafts[which], slice(part * chunk, (part + 1) * chunk)
+            trial = dict(self.envs[part])
+            if entering:
+                trial = {self.unit.source: draft.enter(self.x[here])}
             out = self.program.execute(
                 trial,
                 start=self.at,
                 stop=self.unit.stop,
                 keep=frozenset({self.unit.result}),
                 hook=draft.hook,
-                constants=values,
+                constants=values[which],
             )[self.unit.result]
-            difference = (out - self.target[first : first + len(out)]).square_()
-            weighting = self.weighting
-            if weighting.shape[0] > 1:
-                weighting = weighting[first : first + len(out)]
-            total += float((difference * weighting).sum())
-            first += len(out)
-        return total / max(first, 1)
+            difference = (out - self.target[here]).square_()
+            weighting = self.weighting if len(self.weighting) == 1 else self.weighting[here]
+            return float(difference.mul_(weighting).sum())
+
+        parts = len(self.envs)
+        found = spread(error, [(d, p) for d in range(len(drafts)) for p in range(parts)])
+        return [
+            sum(found[d * parts : (d + 1) * parts]) / max(len(self.x), 1)
+            for d in range(len(drafts))
+        ]
 
     # -- decisions -----------------------------------------------------------------------------
     def _decide(self, draft: Draft, slot: int) -> Draft:
@@ -204,19 +219,20 @@ class UnitSearch:
         form = form_of(site, self.links, self.recipe)
         if form is Form.STREAM:
             self.statistics[slot] = self._joined(slot)
-        candidates = self._shortlist(list(self._candidates(draft, slot, form)), slot)
+        candidates = self._shortlist(self._candidates(draft, slot, form), slot)
         errors = [0.0]
         if len(candidates) > 1:
-            errors = [self._error(c.draft) for c in candidates]
+            errors = self._errors([c.draft for c in candidates])
         best = candidates[errors.index(min(errors))]
         self.statistics.update(best.statistics)
         choice = Choice(slot, site.name, site.kind, best.strength, best.observer, min(errors))
         if form in (Form.LINEAR, Form.PRODUCT) and self.recipe.a16_budget > 0:
-            if len(candidates) == 1:
-                choice.error = self._error(best.draft)
             trial = best.draft.copy()
             trial.set_quantizer(slot, wide(self.statistics[slot]))
-            choice.wide_error = self._error(trial)
+            if len(candidates) == 1:
+                choice.error, choice.wide_error = self._errors([best.draft, trial])
+            else:
+                (choice.wide_error,) = self._errors([trial])
         self.choices.append(choice)
         return best.settled()
 
@@ -232,28 +248,33 @@ class UnitSearch:
                 statistics = statistics.widened(float(value.min()), float(value.max()))
         return statistics
 
-    def _candidates(self, draft: Draft, slot: int, form: Form) -> Iterator[Candidate]:
+    def _candidates(self, draft: Draft, slot: int, form: Form) -> list[Candidate]:
         link = self.by_site.get(slot)
         if link is None or form not in (Form.LINEAR, Form.PRODUCT):
-            yield from self._ranged(draft, slot, form, {}, None)
-            return
+            return self._ranged(draft, slot, form, {}, None)
         fixed = {"norm": self.recipe.norm, "value": self.recipe.attention, "gelu": self.recipe.gelu}
         strength = fixed[link.kind]
         strengths = STRENGTHS if strength is None else (strength,)
         spreads = (False, True) if self.recipe.observer == "search" else (False,)
-        for alpha in strengths:
-            for robust in spreads if alpha else (False,):
-                trial = draft.copy()
-                centre = link.source is not None and (strength is None or alpha > 0)
-                statistics = self.statistics[link.site]
-                factor, shift = channel_factors(statistics, alpha, robust, centre)
-                rescale(trial, link, factor, shift)
-                moved = {
-                    s: self.statistics[s].moved(1.0 / factor, shift)
-                    for s in (link.site, *link.also)
-                    if s in self.statistics
-                }
-                yield from self._ranged(trial, slot, form, moved, alpha)
+        statistics, centred = self.statistics[link.site], link.source is not None
+
+        def rescaled(item: tuple[float, bool]) -> list[Candidate]:
+            alpha, robust = item
+            trial = draft.copy()
+            centre = centred and (strength is None or alpha > 0)
+            factor, shift = channel_factors(statistics, alpha, robust, centre)
+            rescale(trial, link, factor, shift)
+            moved = {
+                s: self.statistics[s].moved(1.0 / factor, shift)
+                for s in (link.site, *link.also)
+                if s in self.statistics
+            }
+            return self._ranged(trial, slot, form, moved, alpha)
+
+        if True in spreads:
+            _ = statistics.quantiles  # once, not by every thread
+        choices = [(alpha, r) for alpha in strengths for r in (spreads if alpha else (False,))]
+        return [candidate for some in spread(rescaled, choices) for candidate in some]
 
     def _ranged(
         self,
@@ -262,53 +283,82 @@ class UnitSearch:
         form: Form,
         moved: dict[int, ChannelStatistics],
         strength: float | None,
-    ) -> Iterator[Candidate]:
+    ) -> list[Candidate]:
         """Candidates of a rescaled draft: one for each observer."""
         link = self.by_site.get(slot)
         context = link.site if link is not None and link.kind == "value" else None
         later = moved.get(context, self.statistics.get(context)) if context is not None else None
         ahead = {} if later is None else propose(Form.LINEAR, later, self.recipe)
         statistics = moved.get(slot, self.statistics[slot])
+        found = []
         for name, quantizer in propose(form, statistics, self.recipe).items():
             trial = draft.copy()
             trial.set_quantizer(slot, quantizer)
             if context is not None and ahead:
                 trial.set_quantizer(context, ahead.get(name, next(iter(ahead.values()))))
-            yield Candidate(trial, moved, name, strength, context)
+            found.append(Candidate(trial, moved, name, strength, context))
+        return found
 
     def _shortlist(self, candidates: list[Candidate], slot: int) -> list[Candidate]:
         """Keep the candidates with the least error of the linears that read the site."""
         read = slot if candidates[0].provisional is None else candidates[0].provisional
         if len(candidates) > PROBES and self.readers.get(read):
-            candidates = sorted(candidates, key=lambda c: self._linear_error(c, read))
+            wanted = self._wanted(candidates[0], read)
+            errors = spread(lambda c: self._linear_error(c, read, wanted), candidates)
+            order = sorted(range(len(candidates)), key=errors.__getitem__)
+            candidates = [candidates[i] for i in order]
             first: dict[float | None, Candidate] = {}
             for candidate in candidates:
                 first.setdefault(candidate.strength, candidate)
             several = list(first.values()) if len(first) > 1 else candidates
             candidates = several[:PROBES]
-        for candidate in candidates:
+
+        def rounded(candidate: Candidate) -> Draft:
+            draft = candidate.draft
             for site in {slot, read}:
                 statistics = candidate.statistics.get(site, self.statistics.get(site))
-                candidate.draft = self._with_weights(candidate.draft, site, statistics)
+                draft = self._with_weights(draft, site, statistics)
+            return draft
+
+        drafts = spread(rounded, candidates)
+        for candidate, draft in zip(candidates, drafts, strict=True):
+            candidate.draft = draft
         return candidates
 
-    def _linear_error(self, candidate: Candidate, site: int) -> float:
+    def _columns(self, draft: Draft, linear: Linear) -> torch.Tensor:
+        """Some columns of a linear's weight, spread evenly."""
+        weight = draft.constant(linear.weight)
+        return weight[:, :: -(-weight.shape[1] // COLUMNS)]
+
+    def _wanted(self, candidate: Candidate, site: int) -> list[torch.Tensor]:
+        """Return the exact results of the linears that read ``site``, about their mean.
+
+        A rescaling changes nothing but their mean, so they are the same for all candidates.
+        """
+        sample = candidate.statistics.get(site, self.statistics[site]).held
+        found = []
+        for linear in self.readers[site]:
+            rows = self.rows.get(linear.step)
+            x = sample if rows is None else sample[:, rows]
+            y = x @ self._columns(candidate.draft, linear)
+            found.append(y - y.mean(0))
+        return found
+
+    def _linear_error(self, candidate: Candidate, site: int, wanted: list[torch.Tensor]) -> float:
         """Relative error, about its mean, of the linears that read ``site``, on sampled rows."""
-        draft = candidate.draft
-        statistics = candidate.statistics.get(site, self.statistics[site])
-        sample, quantizer = statistics.held[:HELD_ROWS], draft.quantizer(site)
+        sample = candidate.statistics.get(site, self.statistics[site]).held
+        quantizer = candidate.draft.quantizer(site)
         if quantizer is None:
             return 0.0
         codes, error = quantizer(sample), 0.0
         bits = 7 if self.recipe.int16_groups else 8
-        for linear in self.readers[site]:
-            weight, rows = draft.constant(linear.weight), self.rows.get(linear.step)
+        for linear, exact in zip(self.readers[site], wanted, strict=True):
+            weight, rows = self._columns(candidate.draft, linear), self.rows.get(linear.step)
             real = weight if linear.given else round_quickly(weight, bits).real
-            x, y = (codes, sample) if rows is None else (codes[:, rows], sample[:, rows])
-            wanted = y @ weight
-            difference = x @ real - wanted
-            scale = wanted.var(0, unbiased=False).sum().clamp_min(1e-20)
-            error += float(difference.var(0, unbiased=False).sum() / scale)
+            y = (codes if rows is None else codes[:, rows]) @ real
+            difference = y.sub_(exact)
+            difference -= difference.mean(0)
+            error += float(difference.square_().sum() / exact.square().sum().clamp_min(1e-20))
         return error
 
     def _with_weights(self, draft: Draft, slot: int, statistics: ChannelStatistics | None) -> Draft:
