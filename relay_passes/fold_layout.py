@@ -44,7 +44,7 @@ __all__ = ["FoldLayout"]
 
 LAYOUT = ("relax.reshape", "relax.permute_dims", "relax.strided_slice", "relax.concat")
 LINEAR = ("packed_linear", "packed_linear_requant", "packed_linear_requant_add")
-MATMUL = ("matmul", "matmul_requant")
+MATMUL = ("matmul", "matmul_requant", "matmul_requant_add")
 
 
 def _named(expr: relax.Expr, names: tuple[str, ...]) -> bool:

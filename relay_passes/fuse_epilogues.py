@@ -8,6 +8,7 @@ requantize(linear(x, w, b))               linear_requant             the accumul
 add(requantize(linear(x, w, b)), r)       linear_requant_add         the residual is read where the
                                                                      result is stored
 requantize(matmul(a, b))                  matmul_requant             as for linear
+add(requantize(matmul(a, b)), r)          matmul_requant_add         r may be one for all windows
 ========================================  =========================  ==============================
 
 Fusing changes no bit as long as the int32 value between ``requantize`` and ``add`` does not
@@ -56,6 +57,13 @@ def _identity(mult: int, shift: int) -> bool:
     return mult == 1 << shift
 
 
+def _fits(residual: tuple[int, ...], shape: tuple[int, ...], shared: bool) -> bool:
+    """Whether a residual has the shape; if ``shared``, its leading axes may be 1."""
+    if not shared or len(residual) != len(shape) or residual[-2:] != shape[-2:]:
+        return residual == shape
+    return all(r in (1, s) for r, s in zip(residual, shape, strict=True))
+
+
 @relax.expr_functor.mutator
 class _Fuse(PyExprMutator):
     def __init__(self, mod: tvm.IRModule, func: relax.Function) -> None:
@@ -97,7 +105,7 @@ class _Fuse(PyExprMutator):
 
     def _add(self, node: relax.Call) -> relax.Call:
         for main, other in ((0, 1), (1, 0)):
-            fused = self._single(node.args[main], "linear_requant")
+            fused = self._single(node.args[main], "linear_requant", "matmul_requant")
             if fused is None or str(fused.attrs["out_dtype"]) != "int32":
                 continue
             a, b = ("a", "b") if main == 0 else ("b", "a")
@@ -109,14 +117,16 @@ class _Fuse(PyExprMutator):
             if int(attrs[f"{b}_zero_point"]):
                 continue
             residual = node.args[other]
-            if shape_of(residual) != shape_of(node.args[main]):
-                continue
             if str(residual.ty.dtype) != "int16":
                 continue
+            scores = is_vitq_call(fused, "matmul_requant")
+            if not _fits(shape_of(residual), shape_of(node.args[main]), shared=scores):
+                continue
+            kept = ("transpose_b", "mult", "shift") if scores else ()
             return call(
-                "linear_requant_add", *fused.args, residual,
+                f"{fused.op.name.removeprefix('vitq.')}_add", *fused.args, residual,
                 res_mult=attrs[f"{b}_mult"], res_shift=attrs[f"{b}_shift"],
-                **{key: attrs[key] for key in OUT},
+                **{key: fused.attrs[key] for key in kept}, **{key: attrs[key] for key in OUT},
             )
         return node
 

@@ -80,7 +80,10 @@ def _matmul(call: relax.Call, part: Part) -> list[Part | None] | None:
     rank = len(shape_of(call))
     if part.axis == rank - 1:
         return None
-    return [part, None if part.axis == rank - 2 else part]
+    parts = [part, None if part.axis == rank - 2 else part]
+    for residual in call.args[2:]:
+        parts.append(part if shape_of(residual)[part.axis] > 1 else None)
+    return parts
 
 
 def _reshape(call: relax.Call, part: Part) -> list[Part | None] | None:
@@ -106,6 +109,7 @@ RULES: dict[str, Callable[[relax.Call, Part], list[Part | None] | None]] = {
     "vitq.add": _elementwise,
     "vitq.matmul": _matmul,
     "vitq.matmul_requant": _matmul,
+    "vitq.matmul_requant_add": _matmul,
     "relax.reshape": _reshape,
     "relax.permute_dims": _permute,
 }

@@ -50,7 +50,7 @@ class _Matmul(GemmKernel):
         axes = spec.a_axes, spec.b_axes, stored
         self.strides = [
             permuted_strides([int(extent) for extent in buffer.shape], order)
-            for buffer, order in zip(params, axes, strict=True)
+            for buffer, order in zip([*params[:2], params[-1]], axes, strict=True)
         ]
         shape = [int(extent) for extent in params[0].shape]
         *self.batch, self.rows, self.depth = [shape[i] for i in spec.a_axes] or shape
@@ -58,7 +58,7 @@ class _Matmul(GemmKernel):
         self.blocks = -(-self.columns // self.nt)
         self.groups = -(-self.depth // dot.kv)
         self.block_size = self.groups * self.nt * dot.kv
-        self.a, self.b, self.c = (self.w.flat(buffer) for buffer in params)
+        self.a, self.b, *self.added, self.c = (self.w.flat(buffer) for buffer in params)
 
     def build(self, attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""
@@ -66,6 +66,8 @@ class _Matmul(GemmKernel):
         with w.loop("batch", product(self.batch), "parallel") as entry:
             self.rows_of = self._operand(0, self.a, entry, self.rows, self.depth)
             self.out = self._operand(2, self.c, entry, self.rows, self.columns)
+            if self.added:
+                self.residual = self._residual(entry)
             if self.rows_of.dtype != self.dot.operand:
                 self.rows_of = convert_rows(
                     w, self.rows_of, self.dot, self.groups * self.dot.kv, self._offset, "operand")
@@ -82,6 +84,15 @@ class _Matmul(GemmKernel):
         *batch, stride, _ = self.strides[index]
         base = self.w.bind("base", entry_offset(entry, self.batch, batch))
         return Operand(buffer, base, stride, rows, columns)
+
+    def _residual(self, entry: Any) -> Operand:
+        """Return one batch entry's residual, which entries may share."""
+        shape = [int(extent) for extent in self.params[2].shape]
+        *strides, _, _ = permuted_strides(shape, ())
+        batch = [stride if extent > 1 else 0
+                 for stride, extent in zip(strides, shape, strict=False)]
+        base = self.w.bind("base", entry_offset(entry, self.batch, batch))
+        return Operand(self.added[0], base, self.columns, self.rows, self.columns)
 
     def _pack(self, entry: Any, block: Any) -> None:
         """Bring one block of columns into register form."""
@@ -132,13 +143,14 @@ def activation_matmul(
     Parameters
     ----------
     params
-        The PrimFunc's buffers: a [..., M, K], b [..., K, N] or [..., N, K], out [..., M, N], each
-        with its axes permuted as ``spec`` says.
+        The PrimFunc's buffers: a [..., M, K], b [..., K, N] or [..., N, K], [residual [..., M, N],
+        leading axes of 1 being shared], out [..., M, N]; all but the residual with axes permuted as
+        ``spec`` says.
     spec, dot, tile
         What to compute, with which sequence, and how it is cut.
     attrs
         Attributes of the new PrimFunc.
     """
-    a, b, _ = params
+    a, b, *_ = params
     spec = narrow_scalar(spec, int(a.shape[-1]), [str(a.dtype), str(b.dtype)])
     return _Matmul(params, spec, dot, tile).build(attrs)

@@ -88,7 +88,7 @@ def _matmul_kernel(
     """Return the kernel of an activation matmul, None if no sequence takes its dtypes."""
     from .activation_matmul import activation_matmul
 
-    a, b, out = func.params
+    a, b, *_, out = func.params
     name = isa.dot(str(a.dtype), str(b.dtype))
     if not name:
         return None

@@ -166,6 +166,7 @@ def matmul_te(
     a_axes: Sequence[int] = (),
     b_axes: Sequence[int] = (),
     out_axes: Sequence[int] = (),
+    residual: te.Tensor | None = None,
 ) -> te.Tensor:
     """Return ``epilogue(a @ b)`` over the last two axes, the others being batch.
 
@@ -176,9 +177,11 @@ def matmul_te(
     b
         [..., K, N], or [..., N, K] if ``transpose_b``, after ``b_axes``.
     epilogue
-        ``acc`` or ``requant`` with a scalar ``mult`` and ``shift``.
+        ``acc``, ``requant`` or ``requant_add`` with a scalar ``mult`` and ``shift``.
     a_axes, b_axes, out_axes
         Permutations of the operands and of the result, as in ``permute_dims``.
+    residual
+        [..., M, N] for ``requant_add``; a leading axis may be 1.
     """
     left, left_shape = _permuted(a, a_axes)
     right, right_shape = _permuted(b, b_axes)
@@ -193,7 +196,14 @@ def matmul_te(
     acc = te.compute([*left_shape[:-1], columns], product, name="acc")
     spec = GemmSpec("matmul", epilogue, transpose_b=transpose_b, a_axes=tuple(a_axes),
                     b_axes=tuple(b_axes), out_axes=tuple(out_axes))
-    return _finish(acc, epilogue, spec, None, None, None)
+    if residual is None:
+        return _finish(acc, epilogue, spec, None, None, None)
+    held, extents = residual, [int(extent) for extent in residual.shape]
+
+    def added(*i: Any) -> Any:
+        return held(*(0 if extent == 1 else at for at, extent in zip(i, extents, strict=True)))
+
+    return _finish(acc, epilogue, spec, None, None, added)
 
 
 def _permuted(

@@ -1,8 +1,10 @@
-"""Matmuls of two activations (attention): ``vitq.matmul`` and ``vitq.matmul_requant``.
+"""Matmuls of two activations (attention): ``vitq.matmul`` and its forms with an epilogue.
 
 ``acc[..., m, n] = sum_k a[..., m, k] * b[..., k, n]`` in int32 (``b[..., n, k]`` with
 ``transpose_b``). Both zero points must be 0: nothing can be folded into a constant here. The range
 is ``K * max|a| * max|b|``, or ``row sum of |a| * max|b|`` where ``a`` states its row sum.
+``vitq.matmul_requant_add`` adds a requantised residual whose leading axes may be 1, as those of a
+relative position bias are.
 
 Once layout is folded (:mod:`relay_passes.fold_layout`) a call may have the attributes ``a_axes``,
 ``b_axes`` and ``out_axes``: then it takes ``permute_dims(a, a_axes)`` and ``permute_dims(b,
@@ -125,6 +127,24 @@ def _compute_requant(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
     return matmul_te(a, b, attrs["transpose_b"], epilogue, **_axes(attrs))
 
 
+def _infer_requant_add(node: relax.Call) -> relax.TensorType:
+    result = _infer_requant(node)
+    shape, _ = _accumulator_shape(node)
+    res, _ = tensor_of(node, 2, ["int8", "int16"], "res")
+    fits = len(res) == len(shape) and res[-2:] == shape[-2:]
+    if not fits or any(r not in (1, s) for r, s in zip(res, shape, strict=True)):
+        raise fail(node, f"res has shape {res}, which does not broadcast to {shape}")
+    check_dyadic(node, node.attrs["res_mult"], node.attrs["res_shift"], "res_mult, res_shift")
+    return result
+
+
+def _compute_requant_add(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
+    a, b, res = tensors
+    keys = ("zero_point", "qmin", "qmax", "out_dtype", "mult", "shift", "res_mult", "res_shift")
+    epilogue = Epilogue("requant_add", **{key: attrs[key] for key in keys})
+    return matmul_te(a, b, attrs["transpose_b"], epilogue, **_axes(attrs), residual=res)
+
+
 def _bounds_matmul(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval, list[Claim]]:
     a, b = args
     _, k = _accumulator_shape(node)
@@ -142,11 +162,16 @@ def _bounds_matmul(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval
 
 
 def _bounds_requant(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval, list[Claim]]:
-    acc, claims = _bounds_matmul(node, args)
+    acc, claims = _bounds_matmul(node, args[:2])
     scale = node.attrs["mult"], node.attrs["shift"]
     product, (lo, hi) = requantize_bounds(*within_int32(acc.lo, acc.hi), *scale)
     claims.append(Claim("product", *product, "int64"))
     least, most = int(lo) + node.attrs["zero_point"], int(hi) + node.attrs["zero_point"]
+    if len(args) > 2:
+        scale = node.attrs["res_mult"], node.attrs["res_shift"]
+        product, (lo, hi) = requantize_bounds(args[2].lo, args[2].hi, *scale)
+        claims.append(Claim("residual product", *product, "int64"))
+        least, most = least + int(lo), most + int(hi)
     claims.append(Claim("requantised", least, most, "int64"))
     return clamp_interval(least, most, output_interval(node)), claims
 
@@ -165,5 +190,13 @@ register(
     "matmul with a requantising epilogue.",
     infer=_infer_requant,
     compute=_compute_requant,
+    bounds=_bounds_requant,
+)
+register(
+    "matmul_requant_add",
+    ["a", "b", "res"],
+    "matmul_requant plus a requantised residual, before one clamp.",
+    infer=_infer_requant_add,
+    compute=_compute_requant_add,
     bounds=_bounds_requant,
 )

@@ -152,9 +152,12 @@ def make_matmul(
     expected = a.astype("int64") @ right
     qmin, qmax = CODES[out_dtype]
     epilogue = Epilogue()
-    if kind == "requant":
-        epilogue = Epilogue(kind, zero_point, qmin, qmax, out_dtype, mult=1234567891, shift=shift)
-        expected = np.clip(rq(expected, 1234567891, shift) + zero_point, qmin, qmax)
+    shared = codes((1, rows, columns), "int16")
+    if kind != "acc":
+        epilogue = Epilogue(kind, zero_point, qmin, qmax, out_dtype, mult=1234567891, shift=shift,
+                            res_mult=1500000001, res_shift=30)
+        added = rq(shared, 1500000001, 30) if kind == "requant_add" else 0
+        expected = np.clip(rq(expected, 1234567891, shift) + added + zero_point, qmin, qmax)
     expected = expected.astype(epilogue.out_dtype)
     where = resolve_target(target)
     # An operand is the permutation of what is passed; the result is permuted when it is stored.
@@ -164,6 +167,10 @@ def make_matmul(
     a, b, expected = (np.ascontiguousarray(v) for v in (a, b, expected))
     where = resolve_target(target)
     ta, tb = (te.placeholder(v.shape, str(v.dtype), name=n) for n, v in (("a", a), ("b", b)))
-    func = te.create_prim_func([ta, tb, matmul_te(ta, tb, transpose_b, epilogue, *axes)])
+    extra = [shared] if kind == "requant_add" else []
+    tr = [te.placeholder(v.shape, str(v.dtype), name="r") for v in extra]
+    out = matmul_te(ta, tb, transpose_b, epilogue, *axes, *tr)
+    func = te.create_prim_func([ta, tb, *tr, out])
     lib = tvm.compile(schedule_function(func, isa_for(where), tile), target=where)
-    return Kernel(lib, [tvm.runtime.tensor(v) for v in (a, b, np.zeros_like(expected))], expected)
+    values = a, b, *extra, np.zeros_like(expected)
+    return Kernel(lib, [tvm.runtime.tensor(v) for v in values], expected)

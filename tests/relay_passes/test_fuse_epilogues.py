@@ -90,6 +90,29 @@ def test_matmul_requantize():
     check(before, expected, (2, 3, 6))
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_matmul_bias(shared):
+    """A relative position bias, one for all windows; one that has fewer columns stays apart."""
+    bias = relax.const(RNG.integers(-99, 99, (1, 3, 3 if shared else 1)).astype("int16"))
+
+    def before(bb, x):
+        scores = bb.emit(requantize(bb.emit(matmul(x, x, True)), 1e-3, 0, *WIDE))
+        return bb.emit(add(scores, bias, 1.0, 0.7, 0, 0, *OUT))
+
+    def expected(bb, x):
+        mult, shift = (int(v.item()) for v in rows(1e-3, 1))
+        if not shared:
+            scores = bb.emit(call("matmul_requant", x, x, transpose_b=True, mult=mult, shift=shift,
+                                  **named(out=WIDE)))
+            return bb.emit(add(scores, bias, 1.0, 0.7, 0, 0, *OUT))
+        node = add(x, x, 1.0, 0.7, 0, 0, *OUT)
+        scale = {"res_mult": node.attrs["b_mult"], "res_shift": node.attrs["b_shift"]}
+        return bb.emit(call("matmul_requant_add", x, x, bias, transpose_b=True, mult=mult,
+                            shift=shift, **scale, **named(out=OUT)))
+
+    check(before, expected, (2, 3, 6))
+
+
 def test_an_accumulator_used_twice_stays():
     def before(bb, x):
         acc = bb.emit(linear(x, W, B))

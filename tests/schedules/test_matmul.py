@@ -24,7 +24,7 @@ def test_equals_int64(target: str, transpose_b: bool, shape: tuple[int, int, int
 @pytest.mark.parametrize("dtypes", [("int8", "int8"), ("uint8", "int8"), ("int16", "int8"),
                                     ("int8", "int16"), ("uint8", "uint8")], ids=str)
 @pytest.mark.parametrize("transpose_b", [True, False], ids=["q_kt", "p_v"])
-@pytest.mark.parametrize("kind", ["acc", "requant"])
+@pytest.mark.parametrize("kind", ["acc", "requant", "requant_add"])
 def test_extreme_codes(target: str, dtypes: tuple[str, str], transpose_b: bool, kind: str) -> None:
     kernel = make_matmul((2, 21, 45, 77), target, transpose_b, dtypes, kind=kind, extreme=True)
     np.testing.assert_array_equal(kernel.run(), kernel.expected)

@@ -79,7 +79,7 @@ def _linear_requant_add(args: Arrays, attrs: Attrs) -> np.ndarray:
 
 @reference("vitq.matmul")
 def _matmul(args: Arrays, attrs: Attrs) -> np.ndarray:
-    a, b = args
+    a, b = args[:2]
     if attrs["transpose_b"]:
         b = np.swapaxes(b, -1, -2)
     return expect(exact_matmul(a, b), "int32", "accumulator")
@@ -88,6 +88,12 @@ def _matmul(args: Arrays, attrs: Attrs) -> np.ndarray:
 @reference("vitq.matmul_requant")
 def _matmul_requant(args: Arrays, attrs: Attrs) -> np.ndarray:
     return _finished(requantized(_matmul(args, attrs), attrs["mult"], attrs["shift"]), attrs)
+
+
+@reference("vitq.matmul_requant_add")
+def _matmul_requant_add(args: Arrays, attrs: Attrs) -> np.ndarray:
+    scores = requantized(_matmul(args, attrs), attrs["mult"], attrs["shift"])
+    return _finished(scores + requantized(args[2], attrs["res_mult"], attrs["res_shift"]), attrs)
 
 
 @reference("vitq.requantize")

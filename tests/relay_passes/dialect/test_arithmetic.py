@@ -146,6 +146,20 @@ def test_matmul_requant(data, transpose_b, native, codes):
 
 
 @FEW
+@given(st.data(), st.booleans(), st.booleans(), outputs())
+def test_matmul_requant_add(data, transpose_b, native, codes):
+    a = data.draw(extreme([2, 3, 5, 8], "int16"))
+    b = data.draw(extreme([2, 3, *((6, 8) if transpose_b else (8, 6))], "int8"))
+    shared = data.draw(st.sampled_from([(2, 3), (1, 3), (2, 1), (1, 1)]))
+    r = data.draw(extreme([*shared, 5, 6], data.draw(st.sampled_from(["int8", "int16"]))))
+    mult, res_mult = (data.draw(st.integers(MULTS["lo"], MULTS["hi"])) for _ in "ar")
+    shift, res_shift = (data.draw(st.integers(1, 62)) for _ in "ar")
+    attrs = {"transpose_b": transpose_b, "mult": mult, "shift": shift, "res_mult": res_mult,
+             "res_shift": res_shift, **output_codes(*codes)}
+    compare([a, b, r], lambda *v: call("matmul_requant_add", *v, **attrs), native)
+
+
+@FEW
 @given(st.data(), CODES | st.just("int32"), st.booleans(), outputs())
 def test_requantize(data, dtype, per_channel, codes):
     x = data.draw(extreme([3, 11], dtype))
