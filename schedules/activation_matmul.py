@@ -17,11 +17,15 @@ from tvm import tirx
 from .builder import Writer, const, load, vector_type
 from .dot import Dot
 from .gemm import GemmSpec, Tile
-from .kernel import BITS, GemmKernel, Operand, convert_rows, product
+from .kernel import BITS, GemmKernel
+from .operands import Operand, passes_of, product
 from .repack import column_sums, pack_columns, pack_rows
 from .strides import entry_offset, permuted_strides
 
-__all__ = ["activation_matmul"]
+__all__ = ["DOT", "activation_matmul"]
+
+DOT = "vitq.dot"
+"""Attribute of the kernel: its dot sequence."""
 
 
 def narrow_scalar(spec: GemmSpec, depth: int, dtypes: Sequence[str]) -> GemmSpec:
@@ -64,13 +68,12 @@ class _Matmul(GemmKernel):
         """Return the PrimFunc."""
         w = self.w
         with w.loop("batch", product(self.batch), "parallel") as entry:
-            self.rows_of = self._operand(0, self.a, entry, self.rows, self.depth)
+            rows = self._operand(0, self.a, entry, self.rows, self.depth)
             self.out = self._operand(2, self.c, entry, self.rows, self.columns)
             if self.added:
                 self.residual = self._residual(entry)
-            if self.rows_of.dtype != self.dot.operand:
-                self.rows_of = convert_rows(
-                    w, self.rows_of, self.dot, self.groups * self.dot.kv, self._offset, "operand")
+            self.passes = passes_of(w, rows, self.dot, self.groups * self.dot.kv, self._offset,
+                                    "operand")
             self.packed = w.alloc("packed", (self.block_size,), self.dot.weight)
             self.sums = w.alloc("sums", (self.nt,), "int32")
             with w.loop("block", self.blocks) as block:
@@ -104,8 +107,8 @@ class _Matmul(GemmKernel):
             source = self._operand(1, self.b, entry, self.depth, self.columns)
             pack_columns(self.w, source, *args)
         if self._offset:
-            column_sums(self.w, self.dot, self.packed, 0, self.groups, self.nt, -self._offset,
-                        self.sums)
+            dot = self.passes[-1].dot
+            column_sums(self.w, dot, self.packed, 0, self.groups, self.nt, -self._offset, self.sums)
 
     @property
     def _offset(self) -> int:
@@ -153,4 +156,4 @@ def activation_matmul(
     """
     a, b, *_ = params
     spec = narrow_scalar(spec, int(a.shape[-1]), [str(a.dtype), str(b.dtype)])
-    return _Matmul(params, spec, dot, tile).build(attrs)
+    return _Matmul(params, spec, dot, tile).build({**attrs, DOT: dot.name})

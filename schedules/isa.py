@@ -104,9 +104,9 @@ AVX512BW = ISA("avx512bw", ("avx512f", "avx512bw", "avx512vl"), 512, 32,
                "vpmaddwd512", "vpmaddwd512", "vpmaddubsw512")
 AVXVNNI = ISA("avxvnni", ("avx2", "avxvnni"), 256, 16, "vpdpbusd256", "vpdpwssd256")
 AVX2 = ISA("avx2", ("avx2",), 256, 16, "vpmaddwd256", "vpmaddwd256", "vpmaddubsw256")
-I8MM = ISA("i8mm", ("neon", "dotprod", "i8mm"), 128, 32, "smmla", "smlal16", unsigned8="usmmla",
+I8MM = ISA("i8mm", ("neon", "dotprod", "i8mm"), 128, 32, "smmla", "smmla16", unsigned8="usmmla",
            any16="smlal16")
-DOTPROD = ISA("dotprod", ("neon", "dotprod"), 128, 32, "sdot", "smlal16", any16="smlal16")
+DOTPROD = ISA("dotprod", ("neon", "dotprod"), 128, 32, "sdot", "sdot16", any16="smlal16")
 NEON = ISA("neon", ("neon",), 128, 32, "smlal8", "smlal16", any16="smlal16")
 GENERIC = ISA("generic", (), 128, 16, "", "")
 

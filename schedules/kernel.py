@@ -9,7 +9,6 @@ multiplies by a lane of a register, a step is as many groups of K as one load of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -17,97 +16,24 @@ from tvm import tirx
 from .builder import Writer, const, load, vector_type
 from .dot import Dot
 from .gemm import Epilogue, Tile, row_tiles
+from .operands import Operand, Pass
 from .requant import clamp, requantize_wide, scalar_lift
 
-__all__ = ["GemmKernel", "Operand", "convert_rows", "product"]
+__all__ = ["BITS", "GemmKernel"]
 
 BITS = {"int8": 8, "uint8": 9, "int16": 16, "int32": 32}
-
-
-def product(values: Any) -> int:
-    """Return the product of shape extents."""
-    total = 1
-    for value in values:
-        total *= int(value)
-    return total
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A matrix inside a flat buffer: element (row, column) is at ``base + row*stride + column``.
-
-    With a ``table``, row i of the operand is row ``table[i]`` of the matrix.
-    """
-
-    buffer: Any
-    base: Any
-    stride: int
-    rows: int
-    depth: int
-    table: Any = None
-
-    @property
-    def dtype(self) -> str:
-        """Dtype of the elements."""
-        return str(self.buffer.dtype)
-
-    def place(self, w: Writer, row: Any) -> Any:
-        """Return where a row of the operand is in the matrix."""
-        return row if self.table is None else w.bind("place", load(self.table, row))
-
-    def load(self, row: Any, column: Any, lanes: int = 1) -> Any:
-        """Load neighbouring elements of one row of the matrix."""
-        return load(self.buffer, self.base + row * self.stride + column, lanes=lanes)
-
-
-def convert_rows(
-    w: Writer, source: Operand, dot: Dot, padded: int, offset: int, name: str,
-    kind: str = "serial",
-) -> Operand:
-    """Copy an operand plus ``offset`` into the dot's operand form, zeros behind up to ``padded``.
-
-    The column sums of the other operand, times ``offset``, must be taken off the result.
-    """
-    out = w.alloc(name, (source.rows * padded,), dot.operand)
-
-    def form(value: Any, n: int) -> Any:
-        kind, byte = vector_type(dot.operand, n), vector_type("uint8", n)
-        if offset and dot.operand != "int16":  # int8 and uint8 become each other modulo 256
-            value = tirx.reinterpret(byte, value) + const(offset % 256, byte)
-            return tirx.reinterpret(kind, value)
-        value = value if source.dtype == dot.operand else tirx.Cast(kind, value)
-        return value + const(offset, kind) if offset else value
-
-    step = dot.lanes * 2
-    with w.loop("row", source.rows, kind) as i:
-        row = source.place(w, i)
-        begin = 0
-        while step >= 8:
-            whole = (source.depth - begin) // step
-            if whole:
-                with w.loop("col", whole) as j:
-                    at = j * step + begin
-                    w.store(out, form(source.load(row, at, step), step), i * padded + at,
-                            lanes=step)
-                begin += whole * step
-            step //= 2
-        for k in range(begin, source.depth):
-            w.store(out, form(source.load(row, k), 1), i * padded + k)
-        for k in range(source.depth, padded):
-            w.store(out, const(0, dot.operand), i * padded + k)
-    return Operand(out, 0, padded, source.rows, padded)
 
 
 class GemmKernel:
     """The register tile and its epilogue; see the module's docstring.
 
-    What the derived class sets before :meth:`all_rows` runs: ``columns`` (N), ``rows_of``
-    (the row operand), ``out`` and ``residual`` (Operands of the results), ``first`` (the column
-    block's first column).
+    What the derived class sets before :meth:`all_rows` runs: ``columns`` (N), ``passes``
+    (the rows, as the dot loads them), ``out`` and ``residual`` (Operands of the results), ``first``
+    (the column block's first column).
     """
 
     columns: int
-    rows_of: Operand
+    passes: list[Pass]
     out: Operand
     residual: Operand | None = None
     first: Any
@@ -141,6 +67,15 @@ class GemmKernel:
         """Return what the accumulators of vector ``v`` start from."""
         raise NotImplementedError
 
+    def first_value(self, v: int) -> Any:
+        """Return what the first pass starts from: 0 for high bytes, whose sum is yet to be shifted.
+
+        :meth:`start_value` is then added to the shifted sum.
+        """
+        if len(self.passes) > 1:
+            return const(0, vector_type("int32", self.lanes))
+        return self.start_value(v)
+
     def rescale(self, v: int) -> Any:
         """Return the fast requantisation parameters of vector ``v``."""
         raise NotImplementedError
@@ -151,6 +86,11 @@ class GemmKernel:
 
     def all_rows(self, total: int) -> None:
         """Run the register tile over rows 0 to ``total``."""
+        if self.dot.rows == 2:
+            from .arm.pairs import all_pairs
+
+            all_pairs(self, total)
+            return
         for start, count, height in row_tiles(total, self.tile.rows):
             with self.w.loop("tile", count) as t:
                 row = start + t * height
@@ -164,38 +104,48 @@ class GemmKernel:
         lanes = self.lanes
         acc = w.alloc("acc", (height * vectors * lanes,), "int32")
         for v in range(vectors):
-            value = w.bind("start", self.start_value(v))
+            value = w.bind("start", self.first_value(v))
             with w.loop("r", height, "unrolled") as r:
                 w.store(acc, value, (r * vectors + v) * lanes, lanes=lanes)
-        self._multiply(acc, start, height)
+        for index, step in enumerate(self.passes):
+            if index:
+                by = const(8, vector_type("int32", lanes))
+                for v in range(vectors):
+                    value = w.bind("start", self.start_value(v))
+                    with w.loop("r", height, "unrolled") as r:
+                        at = (r * vectors + v) * lanes
+                        total = tirx.shift_left(load(acc, at, lanes=lanes), by) + value
+                        w.store(acc, total, at, lanes=lanes)
+            self._multiply(step, acc, start, height)
         with w.loop("r", height, "unrolled") as r:
             values = [load(acc, (r * vectors + v) * lanes, lanes=lanes) for v in range(vectors)]
-            self._finish(values, start + r)
+            self.finish(values, start + r)
 
-    def _multiply(self, acc: Any, start: Any, height: int) -> None:
+    def _multiply(self, step: Pass, acc: Any, start: Any, height: int) -> None:
         """Add all of K to the accumulators of ``height`` rows from ``start``."""
-        whole, tail = divmod(self.rows_of.depth, self.dot.kv)
-        size = max(self.chain, self.dot.span)
+        dot, chain = step.dot, self.chain
+        whole, tail = divmod(step.rows.depth, dot.kv)
+        size = max(chain, dot.span)
         count, rest = divmod(whole, size)
         unroll = self.tile.unroll if count % self.tile.unroll == 0 else 1
         if count:
             with self.w.loop("ko", count // unroll) as ko:
                 for u in range(unroll):
                     k = (ko * unroll + u) * size
-                    if self.dot.span > 1:
-                        self._wide_step(acc, start, height, k)
+                    if dot.span > 1:
+                        self._wide_step(step, acc, start, height, k)
                     else:
-                        self._step(acc, start, height, k, size)
-        for k in range(whole - rest, whole, self.chain):
-            self._step(acc, start, height, k, min(self.chain, whole - k))
+                        self._step(step, acc, start, height, k, size)
+        for k in range(whole - rest, whole, chain):
+            self._step(step, acc, start, height, k, min(chain, whole - k))
         if tail:
-            self._step(acc, start, height, whole, 1, tail)
+            self._step(step, acc, start, height, whole, 1, tail)
 
-    def _wide_step(self, acc: Any, start: Any, height: int, k: Any) -> None:
+    def _wide_step(self, step: Pass, acc: Any, start: Any, height: int, k: Any) -> None:
         """Add ``span`` groups of K from ``k``, loaded together for each row."""
-        w, dot, lanes, chain = self.w, self.dot, self.lanes, self.chain
+        w, dot, lanes, chain = self.w, step.dot, self.lanes, self.chain
         size = dot.span * dot.kv
-        codes = [w.bind("codes", self.rows_of.load(start + r, k * dot.kv, size))
+        codes = [w.bind("codes", step.rows.load(start + r, k * dot.kv, size))
                  for r in range(height)]
         for first in range(0, dot.span, chain):
             parts = range(first, first + chain)
@@ -208,37 +158,25 @@ class GemmKernel:
                     total = dot.step(load(acc, at, lanes=lanes), groups, weights)
                     w.store(acc, total, at, lanes=lanes)
 
-    def _step(self, acc: Any, start: Any, height: int, k: Any, chain: int, valid: int = 0) -> None:
+    def _step(
+        self, step: Pass, acc: Any, start: Any, height: int, k: Any, chain: int, valid: int = 0
+    ) -> None:
         """Add ``chain`` groups of K from ``k``; the last has ``valid`` codes, if not all."""
-        w, vectors = self.w, self.tile.vectors
+        w, vectors, dot = self.w, self.tile.vectors, step.dot
         columns = [[w.bind("w", self.column_vector(k + u, v)) for u in range(chain)]
                    for v in range(vectors)]
         with w.loop("r", height, "unrolled") as r:
-            groups = [
-                w.bind("a", self.dot.spread(self._group(start + r, k + u, valid or self.dot.kv)))
-                for u in range(chain)
-            ]
+            groups = [w.bind("a", dot.spread(_group(step, start + r, k + u, valid or dot.kv)))
+                      for u in range(chain)]
             for v in range(vectors):
                 at = (r * vectors + v) * self.lanes
-                total = self.dot.step(load(acc, at, lanes=self.lanes), groups, columns[v])
+                total = dot.step(load(acc, at, lanes=self.lanes), groups, columns[v])
                 w.store(acc, total, at, lanes=self.lanes)
-
-    def _group(self, row: Any, k: Any, valid: int) -> Any:
-        """Return one row's ``kv`` codes at step ``k`` as an integer; the last may be partial."""
-        kv, word = self.dot.kv, self.dot.word
-        if valid == kv:
-            return tirx.reinterpret(word, self.rows_of.load(row, k * kv, kv))
-        bits = int(word.removeprefix("int")) // kv
-        total = const(0, word)
-        for i in range(valid):
-            code = tirx.Cast(word, self.rows_of.load(row, k * kv + i))
-            code = tirx.bitwise_and(code, const((1 << bits) - 1, word))
-            total = tirx.bitwise_or(total, tirx.shift_left(code, const(bits * i, word)))
-        return total
 
     # Epilogue
 
-    def _finish(self, values: list[Any], row: Any) -> None:
+    def finish(self, values: list[Any], row: Any) -> None:
+        """Requantise and store one row's accumulators, vectors of neighbouring columns."""
         if self.epilogue.kind != "acc":
             values = [self._codes(self.w.bind("sum", value), v, row)
                       for v, value in enumerate(values)]
@@ -314,3 +252,17 @@ class GemmKernel:
 
 def _cast(value: Any, dtype: str, lanes: int) -> Any:
     return value if dtype == "int32" else tirx.Cast(vector_type(dtype, lanes), value)
+
+
+def _group(step: Pass, row: Any, k: Any, valid: int) -> Any:
+    """Return one row's ``kv`` codes at step ``k`` as an integer; the last may be partial."""
+    kv, word = step.dot.kv, step.dot.word
+    if valid == kv:
+        return tirx.reinterpret(word, step.rows.load(row, k * kv, kv))
+    bits = int(word.removeprefix("int")) // kv
+    total = const(0, word)
+    for i in range(valid):
+        code = tirx.Cast(word, step.rows.load(row, k * kv + i))
+        code = tirx.bitwise_and(code, const((1 << bits) - 1, word))
+        total = tirx.bitwise_or(total, tirx.shift_left(code, const(bits * i, word)))
+    return total

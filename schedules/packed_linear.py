@@ -20,7 +20,8 @@ from tvm import tirx
 from .builder import Writer, load, vector_type
 from .dot import dot_named
 from .gemm import GemmSpec, Tile
-from .kernel import GemmKernel, Operand, convert_rows, product
+from .kernel import GemmKernel
+from .operands import Operand, passes_of, product
 
 __all__ = ["packed_linear"]
 
@@ -51,13 +52,18 @@ class _Linear(GemmKernel):
     def build(self, attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""
         w, modes = self.w, self._modes()
-        operands = {dot: self._operand(dot) for dot in dict.fromkeys(dot for dot, _ in modes)}
+        padded = self.steps * self.packed_kv
+        passes = {
+            dot: passes_of(w, self.x, dot_named(dot), padded, self.spec.offset, f"rows_{dot}",
+                           "parallel")
+            for dot in dict.fromkeys(dot for dot, _ in modes)
+        }
         with w.loop("block", self.blocks, "parallel") as block:
             self.block = block
             self.first = block * self.nt
             self._lay_out_scales()
             for (dot, chain), members in modes.items():
-                self.dot, self.chain, self.rows_of = dot_named(dot), chain, operands[dot]
+                self.dot, self.chain, self.passes = dot_named(dot), chain, passes[dot]
                 if len(modes) == 1:
                     self._block()
                     continue
@@ -73,15 +79,6 @@ class _Linear(GemmKernel):
             mode = (spec.dot, chain) if chain else (spec.fallback, 1)
             modes.setdefault(mode, []).append(block)
         return modes
-
-    def _operand(self, name: str) -> Operand:
-        dot = dot_named(name)
-        if self.x.dtype == dot.operand and not self.spec.offset and self.x.table is None:
-            return self.x
-        padded = self.steps * self.packed_kv
-        return convert_rows(
-            self.w, self.x, dot, padded, self.spec.offset, f"operand_{dot.operand}", "parallel"
-        )
 
     def _block(self) -> None:
         self._expand_weights()

@@ -16,7 +16,7 @@ from tvm import tirx
 
 from .builder import Writer, const, load, vector_type
 from .dot import Dot
-from .kernel import Operand
+from .operands import Operand
 
 __all__ = ["column_sums", "pack_columns", "pack_rows"]
 

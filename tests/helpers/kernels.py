@@ -45,7 +45,32 @@ class Kernel:
         return self.lib.mod.inspect_source("asm")
 
 
-def make_linear(
+@dataclass
+class Case:
+    """A scheduled kernel that isn't built yet, its arguments (output last), its expected output."""
+
+    func: Any
+    values: list[np.ndarray]
+    expected: np.ndarray
+    target: Any
+    plan: Any = None
+
+    def build(self) -> Kernel:
+        args = [tvm.runtime.tensor(v) for v in self.values]
+        return Kernel(tvm.compile(self.func, target=self.target), args, self.expected, self.plan)
+
+
+def make_linear(*args: Any, **options: Any) -> Kernel:
+    """Build the kernel of :func:`linear_case`."""
+    return linear_case(*args, **options).build()
+
+
+def make_matmul(*args: Any, **options: Any) -> Kernel:
+    """Build the kernel of :func:`matmul_case`."""
+    return matmul_case(*args, **options).build()
+
+
+def linear_case(
     rows: int,
     columns: int,
     depth: int,
@@ -61,8 +86,8 @@ def make_linear(
     codes: tuple[int, int] | None = None,
     largest_weight: int | np.ndarray = 127,
     gather: str = "",
-) -> Kernel:
-    """Build a packed linear kernel with random (or extreme) codes.
+) -> Case:
+    """Return a packed linear kernel with random (or extreme) codes.
 
     ``codes`` narrows the activations' interval, ``largest_weight`` (of all columns, or of each) the
     weights. With ``gather``, the result has some of the rows in random order.
@@ -119,12 +144,11 @@ def make_linear(
     out = packed_linear_te(*tensors[:3], columns, epilogue, plan.dot.name, plan.dot.lanes,
                            plan.offset, plan.chains, plan.fallback, gather=gather, **extra)
     func = te.create_prim_func([*tensors, out])
-    lib = tvm.compile(schedule_function(func, isa, tile), target=where)
-    args = [tvm.runtime.tensor(v) for v in [*values, np.zeros_like(expected)]]
-    return Kernel(lib, args, expected, plan)
+    scheduled = schedule_function(func, isa, tile)
+    return Case(scheduled, [*values, np.zeros_like(expected)], expected, where, plan)
 
 
-def make_matmul(
+def matmul_case(
     shape: tuple[int, int, int, int],
     target: str,
     transpose_b: bool,
@@ -136,8 +160,8 @@ def make_matmul(
     tile: Tile | None = None,
     zero_point: int = 5,
     axes: Sequence[Sequence[int]] = ((), (), ()),
-) -> Kernel:
-    """Build an activation matmul of ``shape`` (batch, M, N, K), tensors permuted by ``axes``."""
+) -> Case:
+    """Return an activation matmul of ``shape`` (batch, M, N, K), tensors permuted by ``axes``."""
     batch, rows, columns, depth = shape
     rng = np.random.default_rng(1)
 
@@ -165,12 +189,9 @@ def make_matmul(
             for v, order in zip((a, b), axes, strict=False))
     expected = expected.transpose(axes[2] or (0, 1, 2))
     a, b, expected = (np.ascontiguousarray(v) for v in (a, b, expected))
-    where = resolve_target(target)
     ta, tb = (te.placeholder(v.shape, str(v.dtype), name=n) for n, v in (("a", a), ("b", b)))
     extra = [shared] if kind == "requant_add" else []
     tr = [te.placeholder(v.shape, str(v.dtype), name="r") for v in extra]
-    out = matmul_te(ta, tb, transpose_b, epilogue, *axes, *tr)
-    func = te.create_prim_func([ta, tb, *tr, out])
-    lib = tvm.compile(schedule_function(func, isa_for(where), tile), target=where)
-    values = a, b, *extra, np.zeros_like(expected)
-    return Kernel(lib, [tvm.runtime.tensor(v) for v in values], expected)
+    func = te.create_prim_func([ta, tb, *tr, matmul_te(ta, tb, transpose_b, epilogue, *axes, *tr)])
+    scheduled = schedule_function(func, isa_for(where), tile)
+    return Case(scheduled, [a, b, *extra, np.zeros_like(expected)], expected, where)

@@ -6,14 +6,15 @@ for that moment; the kernels themselves are described when all passes have run.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import tvm
-import tvm_ffi
 from tvm import tirx
+
+from schedules.activation_matmul import DOT
+from schedules.dot import dot_named
 
 __all__ = ["MatmulPlans", "describe_kernels"]
 
@@ -40,40 +41,19 @@ class MatmulPlans:
                     self.plans[gvar.name_hint] = spec
 
 
-@functools.cache
-def _dots_by_id() -> dict[int, str]:
-    from schedules.x86.intrinsics import DOTS
-
-    lookup = tvm_ffi.get_global_func("target.llvm_lookup_intrinsic_id")
-    return {int(lookup(dot.intrinsic)): dot.name for dot in DOTS.values()}
-
-
-def _called(func: tirx.PrimFunc) -> list[str]:
-    """Return the sequences whose multiplying instruction the loops call."""
-    known, found = _dots_by_id(), set()
-
-    def visit(node: Any) -> None:
-        if "call_llvm" in getattr(node.op, "name", ""):
-            name = known.get(int(node.args[0].value))
-            if name is not None:
-                found.add(name)
-
-    tvm_ffi.structural_walk(func.body, (tvm.ir.Call, visit))
-    return sorted(found)
-
-
 def _sequences(func: tirx.PrimFunc, plan: Any) -> list[dict[str, Any]]:
     """Return the sequences of a kernel, with how many columns each has, widest first."""
     dtypes = [str(buffer.dtype) for buffer in func.params[:2]]
     plain = "16-bit codes" if "int16" in dtypes else "8-bit codes, exact for any"
     chains = tuple(getattr(plan, "chains", ()) or ())
     if not chains:
-        planned = [plan.dot] if plan is not None and plan.dot else _called(func)
-        return [{"dot": name, "why": plain} for name in planned]
+        planned = plan.dot if plan is not None and plan.dot else str(func.attrs.get(DOT, ""))
+        return [{"dot": planned, "why": plain}] if planned else []
     columns, blocks = int(func.params[-1].shape[-1]), Counter(chains)
     found = []
+    kv = dot_named(plan.dot).kv
     for chain, count in blocks.most_common():
-        proved = f"sums of {4 * chain} products proved to fit int16"
+        proved = f"sums of {kv * chain} products proved to fit int16"
         found.append({
             "dot": plan.dot if chain else plan.fallback,
             "chain": chain or 1,
