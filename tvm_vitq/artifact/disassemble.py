@@ -32,7 +32,7 @@ _X86 = re.compile(
     r"|u?comi(?:ss|sd|sh)|cvt[a-z0-9]+|f[a-z0-9]+)$"
 )
 _X86_NOT = re.compile(r"^(?:fs|fxsave\w*|fxrstor\w*|fnop|fwait|femms)$")
-_ARM = re.compile(r"^(?:f(?!mov|csel|dup)[a-z0-9]+|[su]cvtf|bf[a-z0-9]+)$")
+_ARM = re.compile(r"^(?:f(?!mov|csel|dup)[a-z0-9]+|[su]cvtf|bf(?!c$|i$|m$|xil$)[a-z0-9]+)$")
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
 _INSTRUCTION = re.compile(r"^\s+[0-9a-f]+:\s+(?:(?:lock|rep\w*|notrack|data16|cs|ds|bnd) )*(\S+)")
 _KERNEL = re.compile(r"^(?:__tvm_ffi_)?(.+?)(?:_compute_)?(?:@plt.*)?$")
