@@ -25,8 +25,15 @@ __all__ = ["AVX2", "AVX512BW", "AVX512VNNI", "AVXVNNI", "DOTPROD", "GENERIC", "I
 TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 """LLVM triples of the architectures that are compiled for."""
 
-EXTENSIONS = {"": (), "dotprod": ("dotprod",), "i8mm": ("dotprod", "i8mm")}
-"""What may follow ``aarch64+``, and the LLVM features that it stands for (Armv8.6 has both)."""
+# LLVM's "generic" schedules for an in-order core, and then keeps too much in registers; without
+# these three features a Cortex-A72 is plain Armv8.0.
+_ARMV8 = {"mcpu": "cortex-a72", "mattr": ["+neon", "-aes", "-sha2", "-crc"]}
+EXTENSIONS = {
+    "": _ARMV8,
+    "dotprod": {"mcpu": "generic", "mattr": ["+neon", "+dotprod"]},
+    "i8mm": {"mcpu": "generic", "mattr": ["+neon", "+dotprod", "+i8mm"]},
+}
+"""What may follow ``aarch64+``, and LLVM's processor and features for it."""
 
 ALIASES = {"apple-m1": "apple-a14", "apple-m2": "apple-a15", "apple-m3": "apple-a16",
            "cobalt-100": "neoverse-n2"}
@@ -164,9 +171,8 @@ def resolve_target(name: str = "native", threads: int | None = None) -> tvm.targ
         cpu = str(tvm_ffi.get_global_func("target.llvm_get_system_cpu")())
         return tvm.target.Target({**fields, "mcpu": cpu})
     if base == "aarch64" and extension in EXTENSIONS:
-        features = ["+neon", *(f"+{feature}" for feature in EXTENSIONS[extension])]
         return tvm.target.Target(
-            {**fields, "mtriple": TRIPLES["aarch64"], "mcpu": "generic", "mattr": features})
+            {**fields, "mtriple": TRIPLES["aarch64"], **EXTENSIONS[extension]})
     cpu = ALIASES.get(name, name)
     if cpu in _known_cpus(host):
         return tvm.target.Target({**fields, "mcpu": cpu})

@@ -127,7 +127,7 @@ DOTS = {
     dot.name: dot
     for dot in (
         ArmDot("smlal8", 4, 2, "int8", "int8", f"{_NEON}smull.v8i16", "smlal",
-               ((4, 4), (2, 6))),
+               ((4, 3), (2, 5))),
         ArmDot("smlal16", 4, 1, "int16", "int16", f"{_NEON}smull.v4i32", "smlal",
                ((4, 5), (2, 8))),
         ArmDot("sdot", 4, 4, "int8", "int8", f"{_NEON}sdot.v4i32.v16i8", "sdot", _BY_LANE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tvm_ffi
 
 from schedules.isa import (
     AVX2,
@@ -36,6 +37,13 @@ def test_features_decide(name: str, isa: ISA) -> None:
     ("x86-64-v3", "x86_64"), ("aarch64", "aarch64"), ("cortex-a76", "aarch64")])
 def test_architecture(name: str, architecture: str) -> None:
     assert architecture_of(resolve_target(name)) == architecture
+
+
+def test_plain_aarch64_is_armv8_0() -> None:
+    has = tvm_ffi.get_global_func("target.target_has_feature")
+    target = resolve_target("aarch64")
+    assert has("neon", target)
+    assert not any(has(name, target) for name in ("crc", "aes", "sha2", "v8.1a", "lse", "rdm"))
 
 
 @pytest.mark.parametrize("name", ["pentium5", "aarch64+sme9", "cortex-a76+dotprod"])

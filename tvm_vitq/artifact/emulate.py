@@ -24,7 +24,7 @@ from .elf import read_elf
 from .golden import expand
 from .toolchain import compiler, include_folders, runtime_libraries
 
-__all__ = ["Emulator", "emulated_verify", "find_emulator", "run_codes"]
+__all__ = ["Emulator", "emulated_verify", "find_emulator", "run"]
 
 _SOURCE = Path(__file__).with_name("replay.cpp")
 
@@ -143,17 +143,36 @@ def _read(path: Path) -> np.ndarray:
     return np.frombuffer(data, dtype).reshape([int(extent) for extent in shape])
 
 
-def run_codes(
-    emulator: Emulator, library: str | Path, codes: np.ndarray, batch: int
+def run(
+    emulator: Emulator, library: str | Path, function: str, inputs: np.ndarray, batch: int
 ) -> np.ndarray:
-    """Compute logit codes ``[N, classes]`` of input codes ``[N, ...]`` under an emulator."""
+    """Run an artefact's ``main`` or ``main_codes`` on any number of inputs.
+
+    Parameters
+    ----------
+    emulator
+        What runs it.
+    library
+        The artefact.
+    function
+        ``"main"`` (float32 or uint8 images to float32 logits) or ``"main_codes"``.
+    inputs
+        ``[N, ...]``.
+    batch
+        Images that one call of the compiled function takes.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``[N, classes]``.
+    """
     parts = []
-    for start in range(0, len(codes), batch):
-        part = codes[start : start + batch]
+    for start in range(0, len(inputs), batch):
+        part = inputs[start : start + batch]
         filler = np.repeat(part[-1:], batch - len(part), axis=0)
         parts.append(np.concatenate([part, filler]))
-    results = emulator.call(library, [("main_codes", [part]) for part in parts])
-    return np.concatenate(results)[: len(codes)]
+    results = emulator.call(library, [(function, [part]) for part in parts])
+    return np.concatenate(results)[: len(inputs)]
 
 
 def emulated_verify(path: str | Path, command: str) -> dict[str, Any]:
@@ -183,7 +202,7 @@ def emulated_verify(path: str | Path, command: str) -> dict[str, Any]:
         meta: Mapping[str, Any] = json.loads(raw.tobytes().decode())
         spec = meta["input"]["codes"]
         codes = expand(stored, int(meta.get("golden", {}).get("shift", 0)), spec["dtype"])
-        found = run_codes(emulator, path, codes, int(spec["shape"][0]))
+        found = run(emulator, path, "main_codes", codes, int(spec["shape"][0]))
     different = int((found != expected).sum())
     return {
         "equal": different == 0,
