@@ -116,6 +116,7 @@ def test_layers_add_up() -> None:
     # 6 columns at 2 and 2 columns at 1 take 5 units of time for 8: the peak is 1.6.
     assert row["of_peak"] == pytest.approx(0.256 / 1.6, abs=1e-3)
     assert found["peaks"] == {"fast x2": 2.0, "slow": 1.0}
+    assert found["weights"] == {"of_peak": row["of_peak"], "work": {"fast x2": 0.75, "slow": 0.25}}
 
 
 def test_chart(tmp_path: Path) -> None:

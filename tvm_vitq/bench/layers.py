@@ -139,8 +139,10 @@ def summary(
     -------
     dict
         ``total_ms`` (kernels), ``run_ms`` (a run without the instrument), ``peaks`` (GMAC/s of one
-        core), ``outside_matmuls`` (share of time), ``operators`` (``op, calls, ms, share``) and
-        ``kernels`` (also ``shape``, ``gmacs`` (GMAC/s), ``dots``, ``of_peak``).
+        core), ``outside_matmuls`` (share of time), ``operators`` (``op, calls, ms, share``),
+        ``kernels`` (also ``shape``, ``gmacs`` (GMAC/s), ``dots``, ``of_peak``) and ``weights`` of
+        the weight matmuls: ``of_peak``, by time, and ``work``, the share of their
+        multiply-accumulates on each sequence.
     """
     total = sum(seconds for _, seconds in calls) * 1e3 or float("nan")
     rows = group(calls, kernels)
@@ -167,7 +169,26 @@ def summary(
         "outside_matmuls": round(1 - inside, 4),
         "operators": listed,
         "kernels": rows,
+        "weights": _weights(rows),
     }
+
+
+def _weights(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sum up the matmuls with weights."""
+    linear = [row for row in rows if row["macs"] and row["dots"] and "linear" in row["op"]]
+    work: dict[str, float] = defaultdict(float)
+    for row in linear:
+        columns = [float(dot.get("columns", 1)) for dot in row["dots"]]
+        for dot, part in zip(row["dots"], columns, strict=True):
+            work[_spell(*_key(dot))] += row["macs"] * part / sum(columns)
+    total = sum(work.values())
+    known = [row for row in linear if row["of_peak"] is not None]
+    time = sum(row["ms"] for row in known)
+    return {
+        "of_peak": round(sum(r["ms"] * r["of_peak"] for r in known) / time, 4) if time else None,
+        "work": {name: round(part / total, 4)
+                 for name, part in sorted(work.items(), key=lambda item: -item[1])},
+    }  # fmt: skip
 
 
 def _spell(name: str, chain: int) -> str:

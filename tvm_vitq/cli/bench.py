@@ -135,18 +135,22 @@ def _layer_tables(layers: dict[str, Any]) -> list[Table]:
             f"{row['share']:.1%}",
             "-" if row["gmacs"] is None else f"{row['gmacs']:.1f}",
             "-" if row["of_peak"] is None else f"{row['of_peak']:.1%}",
-            " + ".join(_sequence(dot) for dot in row["dots"]) or "-",
+            " + ".join(_sequence(dot, len(row["dots"]) > 1) for dot in row["dots"]) or "-",
         )
     return [operators, matmuls]
 
 
-def _sequence(dot: dict[str, Any]) -> str:
+def _sequence(dot: dict[str, Any], partial: bool = False) -> str:
     chain = f" x{dot['chain']}" if dot.get("chain", 1) > 1 else ""
-    return dot["dot"] + chain + (f" ({dot['columns']} columns)" if "columns" in dot else "")
+    return dot["dot"] + chain + (f" ({dot['columns']} columns)" if partial else "")
 
 
 def _reasons(layers: dict[str, Any]) -> list[str]:
-    """Say once for each sequence why it was chosen."""
+    """Say how the weight matmuls fare, and once for each sequence why it was chosen."""
     dots = [dot for row in layers["kernels"] for dot in row["dots"] if dot.get("why")]
-    lines = (_sequence({**dot, "columns": 0}).split(" (")[0] + f": {dot['why']}" for dot in dots)
-    return list(dict.fromkeys(lines))
+    lines = list(dict.fromkeys(f"{_sequence(dot)}: {dot['why']}" for dot in dots))
+    weights = layers["weights"]
+    if weights["of_peak"] is not None:
+        work = ", ".join(f"{share:.1%} {name}" for name, share in weights["work"].items())
+        lines.insert(0, f"weight matmuls: {weights['of_peak']:.1%} of peak; work: {work}")
+    return lines
