@@ -13,6 +13,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from .arm.table import byte_lookup
 from .dot import dot_named
 from .elementwise import schedule_generic
 from .gemm import ANNOTATION, GemmSpec, Tile, default_tile, linear_tile
@@ -74,7 +75,10 @@ def schedule_function(func: tirx.PrimFunc, isa: ISA, tile: Tile | None = None) -
             return kernel
     if isa.has_kernels:
         blocks = [block for block in blocks_of(func.body) if block.iter_vars]
-        lowered = lower_rows(func, blocks, isa, _attrs(func))
+        lowered = None
+        if "neon" in isa.features and len(blocks) == 1:
+            lowered = byte_lookup(func, blocks[0], _attrs(func))
+        lowered = lowered or lower_rows(func, blocks, isa, _attrs(func))
         if lowered is not None:
             return lowered
     if is_rowwise(func):
