@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tvm_vitq
 from tests.integration import models
 from tvm_vitq.artifact.disassemble import count_float_instructions
+from tvm_vitq.artifact.elf import host_machine
+from tvm_vitq.artifact.foreign import ForeignArtifact
 from tvm_vitq.reference.interpreter import Interpreter
 
 
@@ -37,6 +40,45 @@ def test_digits_all_test_images(digits_built: models.Built) -> None:
 
     assert_exact(digits_built, demo.normalise(demo.pixels(demo.digits("test")[0][:64])))
     assert_no_float_instructions(digits_built)
+
+
+BUILDS = ["x86-64", "x86-64-v3", "alderlake", "x86-64-v4", "icelake-server"]
+"""Without hand-made kernels, AVX2, AVX-VNNI, AVX-512BW, AVX512-VNNI."""
+
+
+def assert_same_on(target: str, built: models.Built, images: np.ndarray, folder: Path) -> None:
+    made = tvm_vitq.compile(built.quantized(), target, folder / "other.so", golden=images[:1])
+    if isinstance(made, ForeignArtifact):
+        pytest.skip(str(made.verify()["not_replayed"]))
+    found, expected = made.run(images), built.artifact().run(images)
+    different = int((found.view(np.int32) != expected.view(np.int32)).sum())
+    assert different == 0, f"{different} of {found.size} logits differ between targets"
+
+
+@pytest.mark.skipif(host_machine() != "x86_64", reason="targets of x86")
+@pytest.mark.parametrize("target", BUILDS)
+def test_every_build_has_the_same_logits(
+    digits_built: models.Built, tmp_path: Path, target: str
+) -> None:
+    from tvm_vitq import demo
+
+    images = demo.normalise(demo.pixels(demo.digits("test")[0][:64]))
+    assert_same_on(target, digits_built, images, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.skipif(host_machine() != "x86_64", reason="targets of x86")
+@pytest.mark.parametrize("target", BUILDS)
+@pytest.mark.parametrize("model,images", [
+    ("deit_built", "nips500"), ("swin_built", "cifar10_test2000")])
+def test_every_build_of_real_models(
+    model: str, images: str, target: str, request: pytest.FixtureRequest, data_dir: Path,
+    tmp_path: Path,
+) -> None:
+    built = request.getfixturevalue(model)
+    inputs, _ = models.labelled(data_dir / "images" / images, built.preprocess(), 4)
+    assert_same_on(target, built, inputs, tmp_path)
 
 
 @pytest.mark.data
