@@ -8,7 +8,8 @@ kernel's operand whose map is
 * the identity, is a reshape, which costs nothing;
 * a permutation of axes, the last one staying, is read by an activation matmul with strides
   (``a_axes``, ``b_axes``);
-* a choice of rows, is read by a weight matmul or a layer_norm through a table of rows.
+* a choice of rows, is read by a weight matmul or a layer_norm through a table of rows,
+* of rows made of equal pieces, as patches are, is read by a weight matmul through a table of those.
 
 A kernel may also make what its only reader wants: an activation matmul stores heads side by side
 (``out_axes``), a weight matmul or layer_norm makes its rows in another order, taking the rows of
@@ -22,6 +23,7 @@ split of the heads of q, k, v      strides of the operands of Q K^T and P V
 merge of heads                     strides of P V's result
 window reverse, roll back          the table of rows of the projection's x
 patch merging                      the table of rows of the last linear before it
+patches of the image               the table of pieces of the patch embedding
 =================================  ===========================================================
 
 A layout operator that fits none of these stays. Tables are int32 constants; no bit changes.
@@ -74,6 +76,23 @@ class Moved:
         if (first % width).any() or (lines != first[:, None] + np.arange(width)).any():
             return None
         return (first // width).astype(np.int32)
+
+    def pieces(self, width: int) -> np.ndarray | None:
+        """Return, for rows of ``width`` elements, the source's pieces that each is made of.
+
+        The source is cut in the longest equal pieces that will do; None if they are single
+        elements.
+        """
+        size = int(np.prod(shape_of(self.source)))
+        if self.index.size % width:
+            return None
+        lines = self.index.reshape(-1, width)
+        breaks = np.flatnonzero((np.diff(lines, axis=1) != 1).any(axis=0)) + 1
+        starts = lines[:, np.concatenate([[0], breaks])]
+        length = int(np.gcd.reduce(np.concatenate([breaks, starts.reshape(-1), [width, size]])))
+        if length < 2:
+            return None
+        return (lines[:, ::length] // length).astype(np.int32)
 
     def permutation(self) -> tuple[list[int], list[int]] | None:
         """Return a shape of the source and the axes whose permutation this is, the last staying."""
@@ -260,7 +279,8 @@ class _Fold:
                 extra["out_axes"] = self.stored[var]
         elif _named(value, LINEAR) or is_vitq_call(value, "layer_norm"):
             rows = self.order.get(var)
-            gathered = self._rows(args[0]) if rows is None else None
+            whole = is_vitq_call(value, "layer_norm")
+            gathered = self._rows(args[0], whole) if rows is None else None
             gather = "x" if rows is None or len(args) < 6 else "both"
             if gathered is not None:
                 args[0], rows = gathered
@@ -317,15 +337,20 @@ class _Fold:
         shape, axes = found
         return self._reshape(self.values[held.source], tuple(shape)), axes
 
-    def _rows(self, expr: relax.Expr) -> tuple[relax.Expr, np.ndarray] | None:
-        """Return tensor and table of rows that make an x, if its rows are moved."""
+    def _rows(self, expr: relax.Expr, whole: bool) -> tuple[relax.Expr, np.ndarray] | None:
+        """Return matrix and table of its rows (only ``whole`` ones?) that make an x, if moved."""
         moved = self.moved.get(expr) if isinstance(expr, relax.Var) else None
         if moved is None:
             return None
         held, width = self._held(moved), moved.index.shape[-1]
-        rows = None if held.identity else held.rows(width)
+        if held.identity:
+            return None
+        rows = held.rows(width)
+        if rows is None and not whole:
+            rows = held.pieces(width)
         if rows is None:
             return None
+        width //= rows[0].size
         size = int(np.prod(shape_of(held.source)))
         return self._reshape(self.values[held.source], (size // width, width)), rows
 

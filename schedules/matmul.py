@@ -134,19 +134,27 @@ def packed_linear_te(
         See :class:`~schedules.gemm.GemmSpec`; they change no bit.
     rows, gather
         int32 [M]: row i of the result is of row ``rows[i]`` of x (``gather = "x"``), or of x and
-        the residual (``"both"``), which are matrices then.
+        the residual (``"both"``), which are matrices then. int32 [M, P], with ``"x"``: of the P
+        rows ``rows[i]`` of x, side by side.
     """
     _, _, nt, kv = (int(s) for s in w.shape)
-    k = te.reduce_axis((0, x.shape[-1]), "k")
+    pieces = 1 if rows is None or len(rows.shape) == 1 else int(rows.shape[1])
+    width = int(x.shape[-1])
+    k = te.reduce_axis((0, width * pieces), "k")
     shift_by = tirx.const(offset, "int32")
 
     def product(*i: Any) -> Any:
         n = i[-1]
         weight = w(n // nt, k // kv, n % nt, k % kv).astype("int32")
-        code = x(rows(i[0]), k) if rows is not None else x(*i[:-1], k)
+        if rows is None:
+            code = x(*i[:-1], k)
+        elif pieces == 1:
+            code = x(rows(i[0], *[0] * (len(rows.shape) - 1)), k)
+        else:
+            code = x(rows(i[0], k // width), k % width)
         return te.sum((code.astype("int32") + shift_by) * weight, axis=k)
 
-    outer = x.shape[:-1] if rows is None else rows.shape
+    outer = x.shape[:-1] if rows is None else rows.shape[:1]
     total = te.compute([*outer, columns], product, name="acc")
     acc = te.compute(total.shape, lambda *i: total(*i) + bias(i[-1]), name="biased")
     spec = GemmSpec("packed_linear", epilogue, dot=dot, vectors=nt // lanes, offset=offset,

@@ -9,7 +9,7 @@ matmul multiplies M*K*N.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -32,7 +32,8 @@ def product(values: Any) -> int:
 class Operand:
     """A matrix inside a flat buffer: element (row, column) is at ``base + row*stride + column``.
 
-    With a ``table``, row i of the operand is row ``table[i]`` of the matrix.
+    With a ``table``, row i of the operand is row ``table[i]`` of the matrix; or, if rows are made
+    of several ``pieces``, the rows ``table[i*pieces + p]`` of the matrix side by side.
     """
 
     buffer: Any
@@ -41,6 +42,7 @@ class Operand:
     rows: int
     depth: int
     table: Any = None
+    pieces: int = 1
 
     @property
     def dtype(self) -> str:
@@ -96,6 +98,9 @@ def passes_of(
         high, low = dot.halves
         return [Pass(high, _copy(w, source, high, padded, _high_byte, f"{name}_high", kind)),
                 Pass(low, _copy(w, source, low, padded, _low_byte(low), f"{name}_low", kind))]
+    if source.pieces > 1 and dot.rows == 2:
+        source = _copy(w, source, replace(dot, operand=source.dtype), source.depth,
+                       lambda value, _: value, f"{name}_joined", kind)
     in_place = source.dtype == dot.operand and source.table is None
     if in_place and not offset and dot.rows == 1:
         return [Pass(dot, source)]
@@ -140,21 +145,21 @@ def _copy(
     if dot.rows == 2:
         return _copy_pairs(w, source, dot, padded, form, name, kind)
     out = w.alloc(name, (source.rows * padded,), dot.operand)
-    step = max(dot.lanes * 2, 16)
-    with w.loop("row", source.rows, kind) as i:
-        row = source.place(w, i)
-        begin = 0
-        while step >= 8:
-            whole = (source.depth - begin) // step
+    step, pieces = max(dot.lanes * 2, 16), source.pieces
+    width = source.depth // pieces
+    with w.loop("row", source.rows, kind) as i, w.loop("piece", pieces) as piece:
+        row = source.place(w, i * pieces + piece)
+        first, begin = i * padded + piece * width, 0
+        while step >= (8 if pieces == 1 else 4):
+            whole = (width - begin) // step
             if whole:
                 with w.loop("col", whole) as j:
                     at = j * step + begin
-                    w.store(out, form(source.load(row, at, step), step), i * padded + at,
-                            lanes=step)
+                    w.store(out, form(source.load(row, at, step), step), first + at, lanes=step)
                 begin += whole * step
             step //= 2
-        for k in range(begin, source.depth):
-            w.store(out, form(source.load(row, k), 1), i * padded + k)
+        for k in range(begin, width):
+            w.store(out, form(source.load(row, k), 1), first + k)
         for k in range(source.depth, padded):
             w.store(out, const(0, dot.operand), i * padded + k)
     return Operand(out, 0, padded, source.rows, padded)
@@ -178,6 +183,7 @@ def _copy_pairs(
     kv, count = dot.kv, -(-source.rows // 2)
     out = w.alloc(name, (count * 2 * padded,), dot.operand)
     whole = source.depth // kv
+    assert source.pieces == 1
     with w.loop("pair", count, kind) as pair:
         rows = [source.place(w, w.bind("row", row)) for row in row_pair(pair, source.rows)]
         with w.loop("group", whole) as group:

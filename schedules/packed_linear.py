@@ -34,20 +34,23 @@ class _Linear(GemmKernel):
         self.params = params
         self.spec = spec
         x, weights, self.bias, *rest = params[:-1]
-        w, depth, rows = self.w, int(x.shape[-1]), product(params[-1].shape[:-1])
+        w, rows = self.w, product(params[-1].shape[:-1])
         table = rest.pop() if spec.gather else None
+        pieces = 1 if table is None else product(table.shape[1:])
+        width = int(x.shape[-1])
+        places = None if table is None else w.flat(table)
         self.columns = int(params[-1].shape[-1])
         self.out = Operand(w.flat(params[-1]), 0, self.columns, rows, self.columns)
         if spec.epilogue.kind != "acc":
             self.mult, self.shift, *rest = rest
         if spec.epilogue.kind == "requant_add":
-            places = table if spec.gather == "both" else None
-            self.residual = Operand(w.flat(rest[0]), 0, self.columns, rows, self.columns, places)
+            self.residual = Operand(w.flat(rest[0]), 0, self.columns, rows, self.columns,
+                                    places if spec.gather == "both" else None)
         self.blocks, self.steps, _, self.packed_kv = (int(s) for s in weights.shape)
         self.packed = w.alias(
             weights, (self.blocks, self.steps, self.nt * self.packed_kv), "packed"
         )
-        self.x = Operand(w.flat(x), 0, depth, rows, depth, table)
+        self.x = Operand(w.flat(x), 0, width, rows, width * pieces, places, pieces)
 
     def build(self, attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""

@@ -15,7 +15,8 @@ fallback   the dot sequence of such blocks
 narrow     whether requantisation fits the fast form, shifting the accumulator left by ``lift``
 fold_zero  whether the zero point then fits the rounding constants
 gather     "x" or "both", if a last argument ``rows``, int32 [M], says of which row of ``x`` (or of
-           ``x`` and ``res``), then matrices, each row of the result is made
+           ``x`` and ``res``), then matrices, each row of the result is made; int32 [M, P] with
+           "x": of which P rows, side by side
 =========  ======================================================================================
 """
 
@@ -41,14 +42,22 @@ def _shape(node: relax.Call) -> list[int]:
     bias, _ = tensor_of(node, 2, ["int32"], "bias")
     columns = int(node.attrs["columns"])
     blocks, groups, nt, kv = w
-    if x[-1] > groups * kv or bias != [blocks * nt] or columns > blocks * nt:
+    if x[-1] * _pieces(node) > groups * kv or bias != [blocks * nt] or columns > blocks * nt:
         raise fail(node, f"x {x}, packed w {w}, bias {bias} do not fit {columns} columns")
     if not _gather(node.attrs):
         return [*x[:-1], columns]
     rows, _ = tensor_of(node, len(node.args) - 1, ["int32"], "rows")
-    if len(x) != 2 or len(rows) != 1:
+    if len(x) != 2 or len(rows) not in (1, 2):
         raise fail(node, f"x {x} and rows {rows} are no matrix and no table of its rows")
-    return [*rows, columns]
+    return [rows[0], columns]
+
+
+def _pieces(node: relax.Call) -> int:
+    """Return how many rows of ``x`` make one row of the operand."""
+    if not _gather(node.attrs):
+        return 1
+    rows, _ = tensor_of(node, len(node.args) - 1, ["int32"], "rows")
+    return rows[1] if len(rows) == 2 else 1
 
 
 def _gather(attrs: Any) -> str:

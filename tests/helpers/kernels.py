@@ -86,11 +86,13 @@ def linear_case(
     codes: tuple[int, int] | None = None,
     largest_weight: int | np.ndarray = 127,
     gather: str = "",
+    pieces: int = 1,
 ) -> Case:
     """Return a packed linear kernel with random (or extreme) codes.
 
     ``codes`` narrows the activations' interval, ``largest_weight`` (of all columns, or of each) the
-    weights. With ``gather``, the result has some of the rows in random order.
+    weights. With ``gather``, the result has some of the rows in random order; with ``pieces``, the
+    rows are put together from that many random ones.
     """
     where = resolve_target(target)
     isa = isa_for(where)
@@ -120,8 +122,11 @@ def linear_case(
     expected = x.astype("int64") @ w.astype("int64") + bias
     added = res
     if gather:
-        table = rng.integers(0, rows, max(1, rows - 3)).astype("int32")
-        values[0], expected = x[0], expected[0, table]
+        shape = max(1, rows - 3), *([pieces] if pieces > 1 else [])
+        table = rng.integers(0, rows * pieces, shape).astype("int32")
+        values[0] = x.reshape(rows * pieces, depth // pieces)
+        gathered = values[0][table].reshape(len(table), depth)
+        expected = gathered.astype("int64") @ w.astype("int64") + bias
         res = res[0] if gather == "both" else res[0, : len(table)]
         added = res[table] if gather == "both" else res
     if kind != "acc":

@@ -226,6 +226,21 @@ def test_merging():
     check(before, expected)
 
 
+def test_patches():
+    def before(bb, x):
+        split = reshape(bb, x, 2, 2, 2, 2, 4)
+        return dense(bb, reshape(bb, permute(bb, split, 1, 3, 0, 2, 4), 4, C))
+
+    def expected(bb, x):
+        # Four pieces of four, one from every channel and row of the patch.
+        pieces = np.arange(16).reshape(2, 2, 2, 2).transpose(1, 3, 0, 2).reshape(4, 4)
+        stand_in = relax.Var("y", relax.TensorType((4, C), "int8"))
+        node = linear_requant(stand_in, W, B, M, E, *OUT)
+        return packed(bb, node, reshape(bb, x, 16, 4), rows=pieces.astype("int32"), gather="x")
+
+    check(before, expected, (2, 4, 8))
+
+
 @pytest.mark.parametrize("step", [lambda bb, x: permute(bb, x, 0, 1, 3, 2),
                                   lambda bb, x: roll(bb, x, 3, 5)], ids=["swap", "roll"])
 def test_what_moves_channels_stays(step):
@@ -281,6 +296,21 @@ def test_rows_are_found(data):
     index = np.arange(rows * width).reshape(rows, width)[table]
     np.testing.assert_array_equal(Moved(var, index).rows(width), table)
     assert Moved(var, index[:, ::-1]).rows(width) is None
+
+
+@given(st.data())
+def test_pieces_are_found(data):
+    count, length = data.draw(st.integers(1, 9)), data.draw(st.integers(2, 5))
+    each = data.draw(st.integers(1, 4))
+    chosen = st.lists(st.integers(0, count - 1), min_size=each, max_size=each)
+    table = data.draw(st.lists(chosen, min_size=1, max_size=6))
+    var = relax.Var("x", relax.TensorType((count * length,), "int8"))
+    index = np.arange(count * length).reshape(count, length)[table].reshape(-1, each * length)
+    pieces = Moved(var, index).pieces(each * length)
+    found = index.shape[1] // pieces.shape[1]  # neighbours may have joined
+    assert found % length == 0
+    whole = np.arange(count * length).reshape(-1, found)
+    np.testing.assert_array_equal(whole[pieces].reshape(index.shape), index)
 
 
 @settings(max_examples=12, deadline=None)

@@ -52,6 +52,15 @@ def test_rows_of_a_table(target: str, dtype: str, kind: str, gather: str) -> Non
     np.testing.assert_array_equal(kernel.run(), kernel.expected)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16"])
+@pytest.mark.parametrize("depth,pieces", [(12, 6), (48, 12), (96, 2), (147, 21)])
+def test_rows_in_pieces(target: str, dtype: str, depth: int, pieces: int) -> None:
+    kernel = make_linear(29, 50, depth, target, "requant_add", dtype, "int16", extreme=True,
+                         gather="x", pieces=pieces)
+    np.testing.assert_array_equal(kernel.run(), kernel.expected)
+
+
 SHORT = ["x86-64-v3", pytest.param("x86-64-v4", marks=pytest.mark.skipif(
     isa_for(resolve_target("native")).vector_bits < 512, reason="this processor has no AVX-512"))]
 

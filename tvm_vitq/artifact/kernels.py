@@ -91,6 +91,8 @@ def describe_kernels(mod: tvm.IRModule, plans: Mapping[str, Any]) -> dict[str, d
         if operator.startswith(_MATMULS):
             *outer, columns = (int(extent) for extent in func.params[-1].shape)
             depth = int(func.params[0].shape[-1])
+            if getattr(plans.get(gvar.name_hint), "gather", "") and len(func.params[-2].shape) == 2:
+                depth *= int(func.params[-2].shape[1])
             weights = not operator.startswith("vitq.matmul")
             stored = getattr(plans.get(gvar.name_hint), "out_axes", ())
             rows = 1 if weights else outer.pop(stored.index(len(outer) - 1) if stored else -1)
