@@ -395,15 +395,20 @@ class Lanes:
         full, half = (vector_type("int32", self.width), vector_type("int64", self.width // 2))
         by = const(32, half)
 
-        def product(shift: Callable[[Any], Any]) -> Any:
-            low = [tirx.shift_right(tirx.shift_left(shift(tirx.reinterpret(half, v)), by), by)
-                   for v in (left, right)]
-            return tirx.reinterpret(full, low[0] * low[1])
+        def extended(value: Any, odd: bool) -> Any:
+            pairs = tirx.reinterpret(half, value)
+            if odd:
+                pairs = tirx.shift_right(pairs, by)
+            return tirx.shift_right(tirx.shift_left(pairs, by), by)
 
-        even, odd = product(lambda v: v), product(lambda v: tirx.shift_right(v, by))
+        def product(odd: bool) -> Any:
+            # Of a splat both halves are the same. LLVM knows the even one's sign extension also
+            # where it stands outside the loop, and only then multiplies by one vpmuldq.
+            factors = [extended(code, odd and v.vector) for v, code in ((a, left), (b, right))]
+            return tirx.reinterpret(full, factors[0] * factors[1])
+
+        even, odd = product(False), product(True)
         picks = [i + 1 if i % 2 == 0 else self.width + i for i in range(self.width)]
         code = tirx.Shuffle([even, odd], [tirx.const(p, "int32") for p in picks])
         return self._number(("high", a.number, b.number), code, "int32", True,
                             (min(ends), max(ends)))
-
-

@@ -16,6 +16,7 @@ from tvm import te, tirx
 
 from relay_passes.dialect.exponent import (
     CUTOFF,
+    cubic,
     masked,
     q15,
     quotient_bounds,
@@ -80,13 +81,8 @@ def tail_design(
     return "interpolate", {}, [scalars, np.floor(entries + 0.5).astype(np.int32)]
 
 
-def _root(w: Any) -> Any:
-    c0, c1, c2, c3 = ROOT
-    return q15(w, q15(w, q15(w, c3) + c2) + c1) + c0
-
-
 def _power4(w: Any) -> Any:
-    root = _root(w)
+    root = cubic(ROOT, w)
     square = q15(root, root)
     return q15(square, square)
 
@@ -149,7 +145,7 @@ def tail_bounds(
         return int(table.max()), claims
     # The argument has 15 bits: the bounds are those of all its values.
     w = np.arange(1 << _UNIT_BITS, dtype=np.int64)
-    root, power4 = _root(w), _power4(w)
+    root, power4 = cubic(ROOT, w), _power4(w)
     part = q15(w, power4) << 2
     for name, value in (("root", root), ("tail, first factor", part)):
         claims.append(Claim(name, int(value.min()), int(value.max()), "int16"))

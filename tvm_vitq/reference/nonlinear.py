@@ -44,6 +44,14 @@ def _q15(a: np.ndarray | int, b: np.ndarray | int) -> np.ndarray:
     return expect(_rounded(a * b, 15), "int16", "product of 15-bit fractions")  # type: ignore
 
 
+def _cubic(coefficients: Sequence[int], w: np.ndarray) -> np.ndarray:
+    """Polynomial of a 15-bit fraction, highest order first."""
+    value = np.full_like(w, coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = _q15(w, value) + coefficient
+    return value
+
+
 def _exponential(
     difference: np.ndarray, attrs: Attrs, scalars: np.ndarray | None, table: np.ndarray | None
 ) -> np.ndarray:
@@ -61,7 +69,7 @@ def _exponential(
         mantissa = table.astype(np.int64)[rest // 8]
     else:
         f = 16 * rest
-        mantissa = 2**15 - 1 - _q15(f, 22656 - _q15(f, 7606 - _q15(f, 1340)))
+        mantissa = -_cubic((1340, -7620, 22670, -(2**15) + 1), f)
     return _q15(-mantissa, -(2**15) // 2**quotient)
 
 
@@ -79,9 +87,7 @@ def _softmax(args: Arrays, attrs: Attrs) -> np.ndarray:
 
 
 def _poly_tail(w: np.ndarray) -> np.ndarray:
-    power = np.full_like(w, 17417)
-    for coefficient in (-29350, -13934, 32740):
-        power = _q15(w, power) + coefficient
+    power = _cubic((17417, -29350, -13934, 32740), w)
     for _ in range(2):
         power = _q15(power, power)
     return _q15(4 * _q15(w, power), power)
