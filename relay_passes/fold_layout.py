@@ -250,7 +250,7 @@ class _Fold:
         self.values: dict[relax.Var, relax.Expr] = dict(
             zip(self.func.params, params, strict=True))
         self.plain: dict[relax.Var, relax.Expr] = {}
-        self.tables: dict[bytes, relax.Expr] = {}
+        self.tables: dict[tuple[tuple[int, ...], bytes], relax.Expr] = {}
         name = str(self.func.attrs["global_symbol"])
         with self.bb.function(name, params, attrs={"global_symbol": name}):
             with self.bb.dataflow():
@@ -304,7 +304,7 @@ class _Fold:
         return relax.Call(value.op, args, node)
 
     def _table(self, rows: np.ndarray) -> relax.Expr:
-        return self.tables.setdefault(rows.tobytes(), relax.const(rows))
+        return self.tables.setdefault((rows.shape, rows.tobytes()), relax.const(rows))
 
     def _matrix(self, expr: relax.Expr) -> relax.Expr:
         shape = shape_of(expr)
