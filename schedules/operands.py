@@ -9,7 +9,7 @@ matmul multiplies M*K*N.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -94,13 +94,13 @@ def passes_of(
     list of Pass
         One; or two, of which the first one's sum counts 256 times.
     """
+    if source.pieces > 1 and dot.rows == 2:
+        source = _copy_rows(w, source, source.dtype, 16, source.depth, lambda value, _: value,
+                            f"{name}_joined", kind)
     if dot.halves is not None:
         high, low = dot.halves
         return [Pass(high, _copy(w, source, high, padded, _high_byte, f"{name}_high", kind)),
                 Pass(low, _copy(w, source, low, padded, _low_byte(low), f"{name}_low", kind))]
-    if source.pieces > 1 and dot.rows == 2:
-        source = _copy(w, source, replace(dot, operand=source.dtype), source.depth,
-                       lambda value, _: value, f"{name}_joined", kind)
     in_place = source.dtype == dot.operand and source.table is None
     if in_place and not offset and dot.rows == 1:
         return [Pass(dot, source)]
@@ -144,8 +144,15 @@ def _copy(
     """Copy rows through ``form``."""
     if dot.rows == 2:
         return _copy_pairs(w, source, dot, padded, form, name, kind)
-    out = w.alloc(name, (source.rows * padded,), dot.operand)
-    step, pieces = max(dot.lanes * 2, 16), source.pieces
+    step = max(dot.lanes * 2, 16)
+    return _copy_rows(w, source, dot.operand, step, padded, form, name, kind)
+
+
+def _copy_rows(
+    w: Writer, source: Operand, dtype: str, step: int, padded: int, form: Form, name: str, kind: str
+) -> Operand:
+    """Copy rows one by one, ``step`` codes at a time, the pieces of a row side by side."""
+    out, pieces = w.alloc(name, (source.rows * padded,), dtype), source.pieces
     width = source.depth // pieces
     with w.loop("row", source.rows, kind) as i, w.loop("piece", pieces) as piece:
         row = source.place(w, i * pieces + piece)
@@ -161,7 +168,7 @@ def _copy(
         for k in range(begin, width):
             w.store(out, form(source.load(row, k), 1), first + k)
         for k in range(source.depth, padded):
-            w.store(out, const(0, dot.operand), i * padded + k)
+            w.store(out, const(0, dtype), i * padded + k)
     return Operand(out, 0, padded, source.rows, padded)
 
 
@@ -179,11 +186,11 @@ def row_pair(pair: Any, rows: int) -> tuple[Any, Any]:
 def _copy_pairs(
     w: Writer, source: Operand, dot: Dot, padded: int, form: Form, name: str, kind: str
 ) -> Operand:
-    """Copy rows two by two; a "row" of the result is a pair."""
+    """Copy rows of one piece two by two; a "row" of the result is a pair."""
+    assert source.pieces == 1
     kv, count = dot.kv, -(-source.rows // 2)
     out = w.alloc(name, (count * 2 * padded,), dot.operand)
     whole = source.depth // kv
-    assert source.pieces == 1
     with w.loop("pair", count, kind) as pair:
         rows = [source.place(w, w.bind("row", row)) for row in row_pair(pair, source.rows)]
         with w.loop("group", whole) as group:

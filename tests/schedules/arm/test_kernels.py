@@ -54,16 +54,35 @@ def test_linear_any_shift(target: str, tmp_path: Path, build_once: BuildOnce) ->
 
 
 @pytest.mark.parametrize("target", LEVELS)
+def test_linear_rows_of_a_table(target: str, tmp_path: Path, build_once: BuildOnce) -> None:
+    cases = {
+        f"{dtype}_{gather}": linear_case(29, 50, 131, target, "requant_add", dtype, "int16",
+                                         extreme=True, gather=gather)
+        for dtype in ("int8", "uint8", "int16") for gather in ("x", "both")
+    }
+    cases |= {
+        f"{dtype}_pieces{pieces}": linear_case(29, 50, depth, target, "requant", dtype,
+                                               extreme=True, gather="x", pieces=pieces)
+        for dtype in ("int8", "uint8", "int16") for depth, pieces in ((12, 6), (96, 2), (147, 21))
+    }
+    check(cases, target, tmp_path, build_once)
+
+
+@pytest.mark.parametrize("target", LEVELS)
 def test_matmul(target: str, tmp_path: Path, build_once: BuildOnce) -> None:
     cases = {}
     for i, shape in enumerate(BATCHED):
         for transposed in (False, True):
             cases[f"m{i}_{transposed}"] = matmul_case(shape, target, transposed)
     for j, dtypes in enumerate(DTYPES):
-        for kind in ("acc", "requant"):
+        for kind in ("acc", "requant_add"):
             for transposed in (False, True):
                 cases[f"d{j}_{kind}_{transposed}"] = matmul_case(
                     (2, 21, 45, 77), target, transposed, dtypes, kind=kind, extreme=True)
+    for k, axes in enumerate([((1, 0, 2), (1, 0, 2), ()), ((1, 0, 2), (), (1, 0, 2))]):
+        for transposed in (False, True):
+            cases[f"p{k}_{transposed}"] = matmul_case(
+                (3, 21, 45, 32), target, transposed, axes=axes)
     for shift, out in ((18, "int32"), (31, "int16"), (32, "int8"), (45, "uint8"), (60, "int16")):
         cases[f"s{shift}"] = matmul_case((1, 8, 32, 64), target, True, shift=shift, out_dtype=out)
     check(cases, target, tmp_path, build_once)
