@@ -27,7 +27,7 @@ vpmaxsd vpminsd vpsrad vpackssdw nopw ret call comiset fxsave64 fnop cmpxchg vco
 vpmovsxbw vpsadbw vpcmpgtd vpabsd prefetcht0 subl addq mulx divl
 """
 FLOAT_ARM = "fadd fmul fmla fmadd fdiv fcvtzs scvtf ucvtf fcmp fsqrt frintm fmax bfdot bfmmla bfcvtn"
-INTEGER_ARM = "fmov add sdot smmla sqrdmulh mul ldr str dup scvt saddw fcsel bfi bfc bfm bfxil srshl usmmla tbl"
+INTEGER_ARM = "fmov add sdot smmla sqrdmulh mul ldr str dup scvt saddw fcsel fneg bfi bfc bfm bfxil srshl usmmla tbl"
 
 
 @pytest.mark.parametrize("mnemonic", FLOAT.split())

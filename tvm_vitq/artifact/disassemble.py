@@ -2,7 +2,8 @@
 
 ``objdump -d`` lists every function; instructions that add, multiply, divide, compare, round or
 convert floating-point values are counted, those that only move, shuffle, mask or load bits (which
-integer code uses too) are not. TVM names a kernel's code ``<kernel>_compute_``; the body of a
+integer code uses too) are not; nor is AArch64's ``fneg``, which flips a bit: LLVM makes integer
+constants with it. TVM names a kernel's code ``<kernel>_compute_``; the body of a
 parallel loop follows it without a symbol of its own, so objdump counts it to the same name.
 """
 
@@ -32,7 +33,7 @@ _X86 = re.compile(
     r"|u?comi(?:ss|sd|sh)|cvt[a-z0-9]+|f[a-z0-9]+)$"
 )
 _X86_NOT = re.compile(r"^(?:fs|fxsave\w*|fxrstor\w*|fnop|fwait|femms)$")
-_ARM = re.compile(r"^(?:f(?!mov|csel|dup)[a-z0-9]+|[su]cvtf|bf(?!c$|i$|m$|xil$)[a-z0-9]+)$")
+_ARM = re.compile(r"^(?:f(?!mov|csel|dup|neg)[a-z0-9]+|[su]cvtf|bf(?!c$|i$|m$|xil$)[a-z0-9]+)$")
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
 _INSTRUCTION = re.compile(r"^\s+[0-9a-f]+:\s+(?:(?:lock|rep\w*|notrack|data16|cs|ds|bnd) )*(\S+)")
 _KERNEL = re.compile(r"^(?:__tvm_ffi_)?(.+?)(?:_compute_)?(?:@plt.*)?$")
