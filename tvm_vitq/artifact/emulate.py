@@ -24,7 +24,8 @@ from .elf import read_elf
 from .golden import expand
 from .toolchain import compiler, include_folders, runtime_libraries
 
-__all__ = ["Emulator", "emulated_verify", "find_emulator", "run"]
+__all__ = ["Emulator", "emulated_verify", "find_emulator", "run",
+           "write_tensor"]
 
 _SOURCE = Path(__file__).with_name("replay.cpp")
 
@@ -112,7 +113,7 @@ class Emulator:
             for i, (name, arguments) in enumerate(calls):
                 paths = [folder / f"{i}_{j}.in" for j in range(len(arguments))]
                 for path, value in zip(paths, arguments, strict=True):
-                    _write(path, value)
+                    write_tensor(path, value)
                 words.append(f"{name}={','.join(map(str, paths))}" if paths else name)
             command = [*self.command, str(self.program), str(Path(library).resolve()), scratch]
             done = subprocess.run([*command, *words], capture_output=True, text=True, check=False,
@@ -132,7 +133,8 @@ class Emulator:
         return environment
 
 
-def _write(path: Path, value: np.ndarray) -> None:
+def write_tensor(path: Path, value: np.ndarray) -> None:
+    """Write an array as ``replay.cpp`` reads it: a line with dtype and extents, then the bytes."""
     header = " ".join([str(value.dtype), *map(str, value.shape)])
     path.write_bytes(header.encode() + b"\n" + np.ascontiguousarray(value).tobytes())
 
