@@ -23,6 +23,7 @@ from .hoist_slices import HoistSlices
 from .lower import LowerToInteger
 from .pack import PackWeights
 from .split_boundary import SplitBoundary
+from .trust_kernels import TrustKernels
 
 __all__ = ["build_passes", "lower", "vitq_pipeline"]
 
@@ -75,6 +76,8 @@ def build_passes(isa: ISA) -> list[tvm.transform.Pass]:
         check_integer_only_tir(),
         # Relax to the virtual machine.
         relax.transform.RewriteDataflowReshape(),
+        relax.transform.DeadCodeElimination(),  # of the kernels of what are views now
+        TrustKernels(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),

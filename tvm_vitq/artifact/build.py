@@ -25,6 +25,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from schedules.calling import PIPELINE
 from schedules.isa import architecture_of
 
 from .golden import shrink
@@ -92,6 +93,7 @@ def export(
     linker = compiler(architecture_of(target))
     complete = add_constant_functions(mod, constants)
     with target:
-        executable = relax.build(complete, target, relax_pipeline=None)
+        executable = relax.build(complete, target, relax_pipeline=None,
+                                 tir_pipeline=PIPELINE)
     executable.export_library(str(output), cc=linker, options=list(_LINK))
     return Path(output)
