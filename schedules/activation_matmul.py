@@ -9,7 +9,6 @@ entries (heads, windows) is parallel.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
@@ -17,7 +16,7 @@ from tvm import tirx
 from .builder import Writer, const, load, vector_type
 from .dot import Dot
 from .gemm import GemmSpec, Tile
-from .kernel import BITS, GemmKernel
+from .kernel import GemmKernel
 from .operands import Operand, passes_of, product
 from .repack import column_sums, pack_columns, pack_rows
 from .strides import entry_offset, permuted_strides
@@ -26,22 +25,6 @@ __all__ = ["DOT", "activation_matmul"]
 
 DOT = "vitq.dot"
 """Attribute of the kernel: its dot sequence."""
-
-
-def narrow_scalar(spec: GemmSpec, depth: int, dtypes: Sequence[str]) -> GemmSpec:
-    """Set ``narrow``, ``lift`` and ``fold_zero`` from the operands' dtypes."""
-    epilogue = spec.epilogue
-    if epilogue.kind == "acc":
-        return spec
-    bound = depth
-    for dtype in dtypes:
-        bound <<= BITS[dtype] - 1
-    lift = max(0, 32 - epilogue.shift)
-    total = epilogue.shift + lift
-    narrow = bound << lift < 2**31 and total <= 62 and abs(epilogue.zero_point) < 2**29
-    fold = narrow and (2 * abs(epilogue.zero_point) + 1) << (total - 1) < 2**62
-    return replace(spec, epilogue=replace(
-        epilogue, narrow=narrow, lift=lift if narrow else 0, fold_zero=fold))
 
 
 class _Matmul(GemmKernel):
@@ -62,12 +45,15 @@ class _Matmul(GemmKernel):
         self.blocks = -(-self.columns // self.nt)
         self.groups = -(-self.depth // dot.kv)
         self.block_size = self.groups * self.nt * dot.kv
-        self.a, self.b, *self.added, self.c = (self.w.flat(buffer) for buffer in params)
+        self.a, self.b, *rest, self.c = (self.w.flat(buffer) for buffer in params)
+        self.scalars = None if spec.epilogue.kind == "acc" else rest.pop()
+        self.added = rest
 
     def build(self, attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""
         w = self.w
         with w.loop("batch", product(self.batch), "parallel") as entry:
+            self._lay_out_scale()
             rows = self._operand(0, self.a, entry, self.rows, self.depth)
             self.out = self._operand(2, self.c, entry, self.rows, self.columns)
             if self.added:
@@ -81,6 +67,28 @@ class _Matmul(GemmKernel):
                 self._pack(entry, block)
                 self.all_rows(self.rows)
         return w.prim_func(self.params, attrs)
+
+    def _lay_out_scale(self) -> None:
+        """Spread multiplier, shift and zero point over vectors, once for each batch entry.
+
+        The fast form is kept in memory for the reason that :func:`vector_rescale` gives.
+        """
+        if self.scalars is None:
+            return
+        w, lanes, epilogue = self.w, self.lanes, self.epilogue
+        mult, shift, *zero = (w.bind("scalar", load(self.scalars, i))
+                              for i in range(int(self.scalars.shape[0])))
+        self.scale = [tirx.Broadcast(value, lanes) for value in (mult, shift)]
+        self.zero = zero[0] if zero else None
+        self.parts: dict[str, Any] = {}
+        if not self.narrow:
+            return
+        folded = self.zero if self.folds_zero and self.zero is not None else 0
+        parts = self.dot.arithmetic.vector_rescale(*self.scale, lanes, epilogue.lift, folded)
+        for name, value in parts.items():
+            dtype, _, count = str(value.ty.dtype).partition("x")
+            self.parts[name] = w.alloc(name, (int(count),), dtype)
+            w.store(self.parts[name], value, 0, lanes=int(count))
 
     def _operand(self, index: int, buffer: Any, entry: Any, rows: int, columns: int) -> Operand:
         """Return one batch entry's matrix of operand ``index`` (2: the result)."""
@@ -127,15 +135,20 @@ class _Matmul(GemmKernel):
 
     def rescale(self, v: int) -> Any:
         """Return the one rescale."""
-        epilogue = self.epilogue
-        return self.dot.arithmetic.scalar_rescale(
-            epilogue.mult, epilogue.shift, self.lanes, epilogue.lift,
-            epilogue.zero_point if self.folds_zero else 0)
+        parts = {name: load(buffer, 0, lanes=int(buffer.shape[0]))
+                 for name, buffer in self.parts.items()}
+        return self.dot.arithmetic.Rescale(**parts, lift=self.epilogue.lift)
 
     def wide_scale(self, v: int) -> tuple[Any, Any]:
         """Return the one multiplier and shift."""
-        full = vector_type("int32", self.lanes)
-        return const(self.epilogue.mult, full), const(self.epilogue.shift, full)
+        mult, shift = self.scale
+        return mult, shift
+
+    def zero_vector(self, kind: str) -> Any:
+        """Return the zero point's vector, None if it is 0."""
+        if self.zero is None:
+            return None
+        return tirx.Cast(kind, tirx.Broadcast(self.zero, self.lanes))
 
 
 def activation_matmul(
@@ -147,13 +160,11 @@ def activation_matmul(
     ----------
     params
         The PrimFunc's buffers: a [..., M, K], b [..., K, N] or [..., N, K], [residual [..., M, N],
-        leading axes of 1 being shared], out [..., M, N]; all but the residual with axes permuted as
-        ``spec`` says.
+        leading axes of 1 being shared], [multiplier, shift and, unless it is 0, zero point], out
+        [..., M, N]; a, b and out with axes permuted as ``spec`` says.
     spec, dot, tile
         What to compute, with which sequence, and how it is cut.
     attrs
         Attributes of the new PrimFunc.
     """
-    a, b, *_ = params
-    spec = narrow_scalar(spec, int(a.shape[-1]), [str(a.dtype), str(b.dtype)])
     return _Matmul(params, spec, dot, tile).build({**attrs, DOT: dot.name})

@@ -27,11 +27,10 @@ class Epilogue:
     kind
         ``"acc"`` (store the accumulator), ``"requant"``, or ``"requant_add"`` (with a residual).
     zero_point, qmin, qmax, out_dtype
-        Output code: ``clamp(rq(acc) [+ rq(res)] + zero_point, qmin, qmax)``.
+        Output code: ``clamp(rq(acc) [+ rq(res)] + zero_point, qmin, qmax)``. Activation matmuls
+        take the zero point, and the one multiplier and shift of all columns, as an argument.
     res_mult, res_shift
         Rescale of the residual.
-    mult, shift
-        Rescale of the accumulator where it is one for all columns (activation matmuls).
     narrow
         Proved: every shift of the accumulator is at least 32 - ``lift`` and the accumulator stays
         in int32 when shifted left by ``lift``, so rq fits the fast form.
@@ -48,8 +47,6 @@ class Epilogue:
     out_dtype: str = "int32"
     res_mult: int = 0
     res_shift: int = 0
-    mult: int = 0
-    shift: int = 0
     narrow: bool = False
     lift: int = 0
     fold_zero: bool = False

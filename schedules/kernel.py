@@ -84,6 +84,10 @@ class GemmKernel:
         """Return int32 vectors of multipliers and shifts of vector ``v``, for the 64-bit form."""
         raise NotImplementedError
 
+    def zero_vector(self, kind: str) -> Any:
+        """Return the zero point in every lane of a vector dtype, None if it is 0."""
+        return const(self.epilogue.zero_point, kind) if self.epilogue.zero_point else None
+
     def all_rows(self, total: int) -> None:
         """Run the register tile over rows 0 to ``total``."""
         if self.dot.rows == 2:
@@ -194,8 +198,9 @@ class GemmKernel:
         if self.residual is not None:
             rescaled = self._rescaled_residual(self.residual, v, row)
             total = total + (rescaled if self.narrow else tirx.Cast(kind, rescaled))
-        if epilogue.zero_point and not self.folds_zero:
-            total = total + const(epilogue.zero_point, kind)
+        zero = None if self.folds_zero else self.zero_vector(kind)
+        if zero is not None:
+            total = total + zero
         total = clamp(total, epilogue.qmin, epilogue.qmax, kind)
         return self.w.bind("code", tirx.Cast(vector_type("int32", lanes), total))
 

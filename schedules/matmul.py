@@ -29,25 +29,24 @@ def _finish(
     acc: te.Tensor,
     epilogue: Epilogue,
     spec: GemmSpec,
-    mult: te.Tensor | None,
-    shift: te.Tensor | None,
+    scale: Callable[[Any], tuple[Any, Any]] | None,
     residual: Callable[..., Any] | None,
+    zero_point: Any = None,
 ) -> te.Tensor:
-    """Append the stage ``out`` to an accumulator."""
+    """Append the stage ``out`` to an accumulator; ``scale(n)`` gives multiplier and shift."""
+    if zero_point is None:
+        zero_point = tirx.const(epilogue.zero_point, "int64")
 
     def element(*index: Any) -> Any:
         value = acc(*index)
-        if epilogue.kind == "acc":
+        if epilogue.kind == "acc" or scale is None:
             return value
-        if mult is None or shift is None:
-            total = requantize_te(value, epilogue.mult, epilogue.shift)
-        else:
-            total = requantize_te(value, mult(index[-1]), shift(index[-1]))
+        total = requantize_te(value, *scale(index[-1]))
         if residual is not None:
             total = total + requantize_te(
                 residual(*index), epilogue.res_mult, epilogue.res_shift
             )
-        total = total + tirx.const(epilogue.zero_point, "int64")
+        total = total + zero_point
         low = tirx.const(epilogue.qmin, "int64")
         high = tirx.const(epilogue.qmax, "int64")
         return tirx.max(tirx.min(total, high), low).astype(epilogue.out_dtype)
@@ -92,8 +91,16 @@ def linear_te(
         name="acc",
     )
     acc = te.compute(total.shape, lambda *i: total(*i) + bias(i[-1]), name="biased")
-    spec = GemmSpec("linear", epilogue)
-    return _finish(acc, epilogue, spec, mult, shift, residual)
+    return _finish(acc, epilogue, GemmSpec("linear", epilogue), _by_column(mult, shift), residual)
+
+
+def _by_column(
+    mult: te.Tensor | None, shift: te.Tensor | None
+) -> Callable[[Any], tuple[Any, Any]] | None:
+    if mult is None or shift is None:
+        return None
+    factors, bits = mult, shift
+    return lambda n: (factors(n), bits(n))
 
 
 def packed_linear_te(
@@ -163,7 +170,7 @@ def packed_linear_te(
     if residual is not None and rows is not None and gather == "both":
         held, table = residual, rows
         added = lambda i, n: held(table(i), n)  # noqa: E731
-    return _finish(acc, epilogue, spec, mult, shift, added)
+    return _finish(acc, epilogue, spec, _by_column(mult, shift), added)
 
 
 def matmul_te(
@@ -175,6 +182,7 @@ def matmul_te(
     b_axes: Sequence[int] = (),
     out_axes: Sequence[int] = (),
     residual: te.Tensor | None = None,
+    scalars: te.Tensor | None = None,
 ) -> te.Tensor:
     """Return ``epilogue(a @ b)`` over the last two axes, the others being batch.
 
@@ -185,11 +193,13 @@ def matmul_te(
     b
         [..., K, N], or [..., N, K] if ``transpose_b``, after ``b_axes``.
     epilogue
-        ``acc``, ``requant`` or ``requant_add`` with a scalar ``mult`` and ``shift``.
+        ``acc``, ``requant`` or ``requant_add``.
     a_axes, b_axes, out_axes
         Permutations of the operands and of the result, as in ``permute_dims``.
     residual
         [..., M, N] for ``requant_add``; a leading axis may be 1.
+    scalars
+        int32 (multiplier, shift) or (multiplier, shift, zero point), unless ``acc``.
     """
     left, left_shape = _permuted(a, a_axes)
     right, right_shape = _permuted(b, b_axes)
@@ -204,14 +214,19 @@ def matmul_te(
     acc = te.compute([*left_shape[:-1], columns], product, name="acc")
     spec = GemmSpec("matmul", epilogue, transpose_b=transpose_b, a_axes=tuple(a_axes),
                     b_axes=tuple(b_axes), out_axes=tuple(out_axes))
+    scale, zero_point = None, None
+    if scalars is not None:
+        factor, bits = scalars(0), scalars(1)
+        scale = lambda _: (factor, bits)  # noqa: E731
+        zero_point = scalars(2).astype("int64") if int(scalars.shape[0]) > 2 else None
     if residual is None:
-        return _finish(acc, epilogue, spec, None, None, None)
+        return _finish(acc, epilogue, spec, scale, None, zero_point)
     held, extents = residual, [int(extent) for extent in residual.shape]
 
     def added(*i: Any) -> Any:
         return held(*(0 if extent == 1 else at for at, extent in zip(i, extents, strict=True)))
 
-    return _finish(acc, epilogue, spec, None, None, added)
+    return _finish(acc, epilogue, spec, scale, added, zero_point)
 
 
 def _permuted(

@@ -7,6 +7,7 @@ dot sequence and the block for an instruction set.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,9 +16,10 @@ from .arm.intrinsics import chains_of as smlal_chains
 from .dot import Dot, dot_named
 from .gemm import Tile, default_tile
 from .isa import ISA
+from .kernel import BITS
 
 __all__ = ["CHAINS", "LinearPlan", "chains_of", "narrow_form", "pack", "pad_columns",
-           "plan_linear", "short_limit", "short_windows", "unpack"]
+           "plan_linear", "scalar_form", "short_limit", "short_windows", "unpack"]
 
 
 CHAINS = (1, 2, 4)
@@ -160,6 +162,28 @@ def pad_columns(values: np.ndarray, nt: int, fill: int) -> np.ndarray:
     padded = np.full(-(-len(values) // nt) * nt, fill, dtype=np.int32)
     padded[: len(values)] = values
     return padded
+
+
+def scalar_form(
+    shift: int, zero_point: int, depth: int, dtypes: Sequence[str]
+) -> dict[str, bool | int]:
+    """Return the ``flags`` of :func:`narrow_form` for an activation matmul's one shift.
+
+    Parameters
+    ----------
+    shift, zero_point
+        The contract's e, and the output's zero point.
+    depth, dtypes
+        K, and the dtypes of both operands.
+    """
+    bound = depth
+    for dtype in dtypes:
+        bound <<= BITS[dtype] - 1
+    lift = max(0, 32 - shift)
+    total = shift + lift
+    narrow = bound << lift < 2**31 and total <= 62 and abs(zero_point) < 2**29
+    fold = narrow and (2 * abs(zero_point) + 1) << (total - 1) < 2**62
+    return {"narrow": narrow, "lift": lift if narrow else 0, "fold_zero": fold}
 
 
 def narrow_form(

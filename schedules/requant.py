@@ -85,12 +85,18 @@ def _high(pairs: Any, lanes: int) -> Any:
 
 
 def vector_rescale(
-    mult: Any, shift: Any, lanes: int, lift: int = 0, zero_point: int = 0
+    mult: Any, shift: Any, lanes: int, lift: int = 0, zero_point: Any = 0
 ) -> dict[str, Any]:
-    """Return the parts of a :class:`Rescale` for int32 vectors; ``shift + lift >= 32``."""
+    """Return the parts of a :class:`Rescale` for int32 vectors; ``shift + lift >= 32``.
+
+    The zero point is a number, or an int32 expression. Keep the parts in memory and load them where
+    they are used, in the block of the multiplication: see below.
+    """
     shift = shift + const(lift, vector_type("int32", lanes))
     full, half = vector_type("int32", lanes), vector_type("int64", lanes // 2)
-    scale = const(2 * zero_point + 1, half)  # 2^(e-1) + zero_point * 2^e
+    # 2^(e-1) + zero_point * 2^e
+    scale = const(2 * zero_point + 1, half) if isinstance(zero_point, int) else tirx.Broadcast(
+        tirx.Cast("int64", zero_point) * 2 + 1, lanes // 2)
     bits = tirx.reinterpret(half, shift - const(1, full))
     return {
         "even": mult,

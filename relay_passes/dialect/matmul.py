@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tvm import relax, te
 
 from relay_passes.dialect.checking import (
@@ -32,6 +33,7 @@ from relay_passes.dialect.registry import Claim, Interval, call, register
 from relay_passes.dialect.requantize import output_codes
 from schedules.gemm import Epilogue
 from schedules.matmul import matmul_te
+from schedules.packing import scalar_form
 
 __all__ = ["matmul", "matmul_requant"]
 
@@ -120,11 +122,21 @@ def _compute_matmul(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
 
 
 def _compute_requant(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
-    a, b = tensors
-    codes = {key: attrs[key] for key in ("zero_point", "qmin", "qmax", "out_dtype")}
-    scale = {key: attrs[key] for key in ("mult", "shift")}
-    epilogue = Epilogue("requant", **codes, **scale)
-    return matmul_te(a, b, attrs["transpose_b"], epilogue, **_axes(attrs))
+    a, b, *residual, scalars = tensors
+    keys = ("qmin", "qmax", "out_dtype", *(("res_mult", "res_shift") if residual else ()))
+    dtypes = [str(a.dtype), str(b.dtype)]
+    fields: dict[str, Any] = {key: attrs[key] for key in keys}
+    fields |= scalar_form(attrs["shift"], attrs["zero_point"], int(a.shape[-1]), dtypes)
+    epilogue = Epilogue("requant_add" if residual else "requant", **fields)
+    return matmul_te(a, b, attrs["transpose_b"], epilogue, **_axes(attrs),
+                     residual=residual[0] if residual else None, scalars=scalars)
+
+
+def _scalars(node: relax.Call) -> np.ndarray:
+    """Return multiplier, shift and, if it isn't 0, zero point: what layers differ in."""
+    attrs = node.attrs
+    zero_point = [attrs["zero_point"]] if attrs["zero_point"] else []
+    return np.array([attrs["mult"], attrs["shift"], *zero_point], np.int32)
 
 
 def _infer_requant_add(node: relax.Call) -> relax.TensorType:
@@ -136,13 +148,6 @@ def _infer_requant_add(node: relax.Call) -> relax.TensorType:
         raise fail(node, f"res has shape {res}, which does not broadcast to {shape}")
     check_dyadic(node, node.attrs["res_mult"], node.attrs["res_shift"], "res_mult, res_shift")
     return result
-
-
-def _compute_requant_add(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
-    a, b, res = tensors
-    keys = ("zero_point", "qmin", "qmax", "out_dtype", "mult", "shift", "res_mult", "res_shift")
-    epilogue = Epilogue("requant_add", **{key: attrs[key] for key in keys})
-    return matmul_te(a, b, attrs["transpose_b"], epilogue, **_axes(attrs), residual=res)
 
 
 def _bounds_matmul(node: relax.Call, args: Sequence[Interval]) -> tuple[Interval, list[Claim]]:
@@ -191,12 +196,14 @@ register(
     infer=_infer_requant,
     compute=_compute_requant,
     bounds=_bounds_requant,
+    scalars=_scalars,
 )
 register(
     "matmul_requant_add",
     ["a", "b", "res"],
     "matmul_requant plus a requantised residual, before one clamp.",
     infer=_infer_requant_add,
-    compute=_compute_requant_add,
+    compute=_compute_requant,
     bounds=_bounds_requant,
+    scalars=_scalars,
 )

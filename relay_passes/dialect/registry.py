@@ -69,6 +69,7 @@ class Claim:
 InferFn = Callable[[relax.Call], relax.TensorType]
 ComputeFn = Callable[[Sequence[te.Tensor], Any], te.Tensor]
 BoundsFn = Callable[[relax.Call, Sequence[Interval]], tuple[Interval, list[Claim]]]
+ScalarsFn = Callable[[relax.Call], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class OpSpec:
     infer: InferFn
     compute: ComputeFn
     bounds: BoundsFn
+    scalars: ScalarsFn | None = None
 
 
 SPECS: dict[str, OpSpec] = {}
@@ -93,15 +95,18 @@ def register(
     infer: InferFn,
     compute: ComputeFn,
     bounds: BoundsFn,
+    scalars: ScalarsFn | None = None,
 ) -> OpSpec:
     """Register operator ``vitq.<name>`` with Relax (types, purity, printing, legalisation).
 
+    With ``scalars``, legalisation passes what it returns to ``compute`` as one more tensor: numbers
+    that change no code then need not be built into kernels, so calls that differ in them share one.
     Registering twice (a module reload) keeps the first registration with Relax and replaces the
     Python functions.
     """
     full = f"vitq.{name}"
     fresh = full not in SPECS
-    spec = OpSpec(full, tuple(arguments), infer, compute, bounds)
+    spec = OpSpec(full, tuple(arguments), infer, compute, bounds, scalars)
     SPECS[full] = spec
     if not fresh:
         return spec
@@ -119,9 +124,11 @@ def register(
         def build(*tensors: te.Tensor) -> te.Tensor:
             return SPECS[full].compute(tensors, node.attrs)
 
+        numbers = SPECS[full].scalars
         return bb.call_te(
             build,
             *node.args,
+            *([relax.const(numbers(node))] if numbers else []),
             primfunc_name_hint=full.replace(".", "_"),
             primfunc_attrs={"vitq.op": full},
         )

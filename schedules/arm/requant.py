@@ -58,10 +58,10 @@ def _half(value: Any, part: int) -> Any:
 
 
 def vector_rescale(
-    mult: Any, shift: Any, lanes: int, lift: int = 0, zero_point: int = 0
+    mult: Any, shift: Any, lanes: int, lift: int = 0, zero_point: Any = 0
 ) -> dict[str, Any]:
     """Return the parts of a :class:`Rescale` for int32 vectors of multipliers and shifts."""
-    assert lanes == 4 and zero_point == 0
+    assert lanes == 4 and isinstance(zero_point, int) and zero_point == 0
     minus = const(0, "int32x4") - shift
     low, high = (tirx.Cast("int64x2", _half(minus, part)) for part in (0, 1))
     return {"mult": mult, "low": low, "high": high}

@@ -14,7 +14,7 @@ from schedules.apply import schedule_function
 from schedules.gemm import Epilogue, Tile
 from schedules.isa import isa_for, resolve_target
 from schedules.matmul import matmul_te, packed_linear_te
-from schedules.packing import narrow_form, pack, pad_columns, plan_linear
+from schedules.packing import narrow_form, pack, pad_columns, plan_linear, scalar_form
 
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-2000, 2000)}
 CODES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32767, 32767),
@@ -183,8 +183,9 @@ def matmul_case(
     epilogue = Epilogue()
     shared = codes((1, rows, columns), "int16")
     if kind != "acc":
-        epilogue = Epilogue(kind, zero_point, qmin, qmax, out_dtype, mult=1234567891, shift=shift,
-                            res_mult=1500000001, res_shift=30)
+        flags = scalar_form(shift, zero_point, depth, dtypes)
+        epilogue = Epilogue(kind, 0, qmin, qmax, out_dtype, res_mult=1500000001, res_shift=30,
+                            **flags)
         added = rq(shared, 1500000001, 30) if kind == "requant_add" else 0
         expected = np.clip(rq(expected, 1234567891, shift) + added + zero_point, qmin, qmax)
     expected = expected.astype(epilogue.out_dtype)
@@ -195,8 +196,11 @@ def matmul_case(
     expected = expected.transpose(axes[2] or (0, 1, 2))
     a, b, expected = (np.ascontiguousarray(v) for v in (a, b, expected))
     ta, tb = (te.placeholder(v.shape, str(v.dtype), name=n) for n, v in (("a", a), ("b", b)))
-    extra = [shared] if kind == "requant_add" else []
-    tr = [te.placeholder(v.shape, str(v.dtype), name="r") for v in extra]
-    func = te.create_prim_func([ta, tb, *tr, matmul_te(ta, tb, transpose_b, epilogue, *axes, *tr)])
+    zero = [zero_point] if zero_point else []
+    extra = {"residual": shared} if kind == "requant_add" else {}
+    extra |= {} if kind == "acc" else {"scalars": np.array([1234567891, shift, *zero], np.int32)}
+    more = {name: te.placeholder(v.shape, str(v.dtype), name=name) for name, v in extra.items()}
+    out = matmul_te(ta, tb, transpose_b, epilogue, *axes, **more)
+    func = te.create_prim_func([ta, tb, *more.values(), out])
     scheduled = schedule_function(func, isa_for(where), tile)
-    return Case(scheduled, [a, b, *extra, np.zeros_like(expected)], expected, where)
+    return Case(scheduled, [a, b, *extra.values(), np.zeros_like(expected)], expected, where)

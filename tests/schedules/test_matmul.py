@@ -46,3 +46,15 @@ def test_permuted(target: str, axes: tuple[tuple[int, ...], ...], transpose_b: b
     """Operands and result that lie permuted; "x86-64" takes the plain definition."""
     kernel = make_matmul((3, 21, 45, 32), target, transpose_b, axes=axes)
     np.testing.assert_array_equal(kernel.run(), kernel.expected)
+
+
+@pytest.mark.parametrize("zero_point", [0, 5, -128])
+@pytest.mark.parametrize("shift", [33, 60], ids=["folded", "added"])
+@pytest.mark.parametrize("target", [*TARGETS, "x86-64-v4"])
+def test_scalars_are_spread_once(target: str, shift: int, zero_point: int) -> None:
+    """The products of requantisation stay single instructions, factors from memory or not."""
+    kernel = make_matmul((2, 21, 64, 32), target, True, shift=shift, zero_point=zero_point)
+    np.testing.assert_array_equal(kernel.run(), kernel.expected)
+    assert "vpmuldq" in kernel.asm
+    assert "vpmuludq" not in kernel.asm
+    assert "vpmullq" not in kernel.asm
