@@ -128,12 +128,17 @@ def register(
         return bb.call_te(
             build,
             *node.args,
-            *([relax.const(numbers(node))] if numbers else []),
+            *([_exact(numbers(node))] if numbers else []),
             primfunc_name_hint=full.replace(".", "_"),
             primfunc_attrs={"vitq.op": full},
         )
 
     return spec
+
+
+def _exact(value: np.ndarray) -> relax.Expr:
+    """Return a constant of the array's dtype, which TVM by itself would make int32 of int64."""
+    return relax.const(value, str(value.dtype))
 
 
 def call(name: str, *args: relax.Expr, **attrs: Any) -> relax.Call:

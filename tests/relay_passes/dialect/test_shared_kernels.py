@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from tvm import relax, tirx
 
+from relay_passes.dialect.layer_norm import layer_norm
 from relay_passes.dialect.matmul import matmul_requant
 from tests.helpers.qdq import build
 
@@ -35,3 +37,11 @@ def scores(mult: int, shift: int, zero_point: int, qmin: int = -128) -> Callable
 def test_matmul(others, count) -> None:
     made = kernels([scores(2**30, 40, 3), *others], (1, 4, 16), "int8")
     assert len(made) == count
+
+
+def test_layer_norm() -> None:
+    def normalised(in_scale: float) -> Callable[..., relax.Call]:
+        return lambda x: layer_norm(
+            x, in_scale, np.ones(48), np.zeros(48), 1e-5, 0.03, 5, -128, 127, "int8")
+
+    assert len(kernels([normalised(0.01), normalised(0.002)], (2, 48), "int16")) == 1
