@@ -4,7 +4,8 @@ The library exports, as functions of the Relax virtual machine:
 
 ``main(x)``               float32 or uint8 input to float32 logits
 ``main_codes(q)``         input codes to logit codes, no float anywhere
-``vitq_metadata()``       uint8 vector, UTF-8 JSON
+``vitq_metadata()``       uint8 vector, UTF-8 JSON: what running takes, and where the file is from
+``vitq_details()``        uint8 vector, the rest of the metadata: JSON compressed with zlib
 ``vitq_bounds()``         uint8 vector, the rows of the range proof: JSON compressed with zlib
 ``vitq_golden_inputs()``  input codes, ``[V, ...]``; see :mod:`tvm_vitq.artifact.golden`
 ``vitq_golden_logits()``  what the reference interpreter makes of them, ``[V, classes]``
@@ -33,6 +34,8 @@ from .toolchain import compiler
 
 __all__ = ["add_constant_functions", "export"]
 
+_DETAILS = ("recipe", "layers", "kernels")
+"""Keys of the metadata that are long and needed for reports only."""
 _LINK = ["-Wl,--strip-debug", "-Wl,--as-needed", "-Wl,--build-id=none", "-Wl,-z,noexecstack"]
 
 
@@ -49,6 +52,10 @@ def add_constant_functions(mod: tvm.IRModule, constants: Mapping[str, np.ndarray
 
 def _json(document: Any) -> bytes:
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _compressed(document: Any) -> np.ndarray:
+    return np.frombuffer(zlib.compress(_json(document), 9), dtype=np.uint8)
 
 
 def export(
@@ -84,9 +91,11 @@ def export(
     """
     stored, shift = shrink(golden_inputs)
     document = {**metadata, "golden": {**metadata.get("golden", {}), "shift": shift}}
+    details = {key: document.pop(key) for key in _DETAILS if key in document}
     constants = {
         "vitq_metadata": np.frombuffer(_json(document), dtype=np.uint8),
-        "vitq_bounds": np.frombuffer(zlib.compress(_json(list(bounds)), 9), dtype=np.uint8),
+        "vitq_details": _compressed(details),
+        "vitq_bounds": _compressed(list(bounds)),
         "vitq_golden_inputs": stored,
         "vitq_golden_logits": golden_logits,
     }

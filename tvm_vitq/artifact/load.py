@@ -73,6 +73,7 @@ class Artifact:
             self._vm = relax.VirtualMachine(module, self._device)
             raw = self._vm["vitq_metadata"]().numpy().tobytes()
             self.metadata: dict[str, Any] = json.loads(raw.decode())
+            details = self._compressed("vitq_details")
         except VitqError:
             raise
         except Exception as why:
@@ -83,6 +84,7 @@ class Artifact:
             ) from why
         self._check_format()
         self._check_cpu()
+        self.metadata |= details
         self._main = self._vm["main"]
         self._main_codes = self._vm["main_codes"]
 
@@ -228,7 +230,11 @@ class Artifact:
     @property
     def bounds(self) -> list[dict[str, Any]]:
         """Rows of the range proof: binding, op, quantity, lo, hi, dtype, headroom_bits."""
-        return json.loads(zlib.decompress(self._vm["vitq_bounds"]().numpy().tobytes()))
+        rows: list[dict[str, Any]] = self._compressed("vitq_bounds")
+        return rows
+
+    def _compressed(self, function: str) -> Any:
+        return json.loads(zlib.decompress(self._vm[function]().numpy().tobytes()))
 
     def verify(self) -> dict[str, Any]:
         """Replay the golden vectors and compare the logit codes, bit for bit.
