@@ -2,8 +2,10 @@
 
 ``out[b, m, n] = epilogue(sum_k a[b, m, k] * c[b, k, n])`` (``c[b, n, k]`` if transposed). Per batch
 entry and column block the column operand is packed into a small local buffer, the row operand is
-converted if it must be, and the register tiles of ``schedules.kernel`` run. The loop over batch
-entries (heads, windows) is parallel.
+converted if it must be, and the register tiles of ``schedules.kernel`` run. Columns that are left
+make a block of as few vectors as hold them, which ends at the last column: it repeats some columns
+of the block before, but loads and stores whole vectors. The loop over batch entries (heads,
+windows) is parallel.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from tvm import tirx
 
 from .builder import Writer, const, load, vector_type
 from .dot import Dot
-from .gemm import GemmSpec, Tile
+from .gemm import GemmSpec, Tile, tail_tile
 from .kernel import GemmKernel
 from .operands import Operand, passes_of, product
 from .repack import column_sums, pack_columns, pack_rows
@@ -42,9 +44,7 @@ class _Matmul(GemmKernel):
         shape = [int(extent) for extent in params[0].shape]
         *self.batch, self.rows, self.depth = [shape[i] for i in spec.a_axes] or shape
         self.columns = int(params[-1].shape[-1])
-        self.blocks = -(-self.columns // self.nt)
         self.groups = -(-self.depth // dot.kv)
-        self.block_size = self.groups * self.nt * dot.kv
         self.a, self.b, *rest, self.c = (self.w.flat(buffer) for buffer in params)
         self.scalars = None if spec.epilogue.kind == "acc" else rest.pop()
         self.added = rest
@@ -60,12 +60,17 @@ class _Matmul(GemmKernel):
                 self.residual = self._residual(entry)
             self.passes = passes_of(w, rows, self.dot, self.groups * self.dot.kv, self._offset,
                                     "operand")
-            self.packed = w.alloc("packed", (self.block_size,), self.dot.weight)
+            size = self.groups * self.nt * self.dot.kv
+            self.packed = w.alloc("packed", (size,), self.dot.weight)
             self.sums = w.alloc("sums", (self.nt,), "int32")
-            with w.loop("block", self.blocks) as block:
-                self.first = block * self.nt
-                self._pack(entry, block)
-                self.all_rows(self.rows)
+            blocks, rest = divmod(self.columns, self.nt)
+            if blocks:
+                with w.loop("block", blocks) as block:
+                    self._block(entry, block * self.nt)
+            if rest:
+                self.tile = tail_tile(self.tile, self.dot, rest)
+                self.nt = self.lanes * self.tile.vectors
+                self._block(entry, max(self.columns - self.nt, 0))
         return w.prim_func(self.params, attrs)
 
     def _lay_out_scale(self) -> None:
@@ -105,9 +110,20 @@ class _Matmul(GemmKernel):
         base = self.w.bind("base", entry_offset(entry, self.batch, batch))
         return Operand(self.added[0], base, self.columns, self.rows, self.columns)
 
-    def _pack(self, entry: Any, block: Any) -> None:
+    @property
+    def whole(self) -> bool:
+        """Whether no column block passes the last column: only one that is alone may."""
+        return self.columns >= self.nt
+
+    def _block(self, entry: Any, first: Any) -> None:
+        """Multiply a block of columns; the last one may overlap the one before."""
+        self.first = first
+        self._pack(entry)
+        self.all_rows(self.rows)
+
+    def _pack(self, entry: Any) -> None:
         """Bring one block of columns into register form."""
-        args = (self.dot, self.nt, block, self.columns, self.packed, 0)
+        args = (self.dot, self.nt, self.first, self.columns, self.packed, 0)
         if self.spec.transpose_b:
             source = self._operand(1, self.b, entry, self.columns, self.depth)
             pack_rows(self.w, source, *args)

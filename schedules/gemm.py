@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from .dot import Dot, dot_named
 from .isa import ISA
 
-__all__ = ["ANNOTATION", "Epilogue", "GemmSpec", "Tile", "default_tile", "linear_tile", "row_tiles"]
+__all__ = ["ANNOTATION", "Epilogue", "GemmSpec", "Tile", "default_tile", "linear_tile", "row_tiles",
+           "tail_tile"]
 
 ANNOTATION = "vitq.gemm"
 
@@ -156,6 +157,18 @@ def default_tile(isa: ISA, rows: int, columns: int, dot: Dot | None = None) -> T
     if padded(vectors) * 10 > padded(choices[0]) * 9:  # less than a tenth saved: not worth it
         vectors = choices[0]
     return Tile(rows=sizes[vectors], vectors=vectors, expand=rows >= 24)
+
+
+def tail_tile(tile: Tile, dot: Dot, columns: int) -> Tile:
+    """Return the tile of the last, smaller column block: as few vectors, and as many rows."""
+    vectors = -(-columns // dot.lanes)
+    if not dot.tiles:
+        return replace(tile, vectors=vectors, rows=tile.rows * tile.vectors // vectors)
+    enough = [choice for choice in dot.tiles if vectors <= choice[0] < tile.vectors]
+    if not enough:
+        return tile
+    vectors, rows = min(enough)
+    return replace(tile, vectors=vectors, rows=rows)
 
 
 def linear_tile(isa: ISA, spec: GemmSpec, rows: int, columns: int) -> Tile:

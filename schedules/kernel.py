@@ -48,6 +48,11 @@ class GemmKernel:
         self.nt = dot.lanes * tile.vectors
 
     @property
+    def whole(self) -> bool:
+        """Whether no column block passes the last column."""
+        return self.columns % self.nt == 0
+
+    @property
     def narrow(self) -> bool:
         """Whether accumulator and residual both fit the fast form of requantisation."""
         lifted = self.residual is None or scalar_lift(
@@ -221,7 +226,7 @@ class GemmKernel:
         w, lanes = self.w, self.lanes
         row = source.place(w, row)
         begin = self.first + v * lanes
-        if self.columns % self.nt == 0:
+        if self.whole:
             return w.bind("res", source.load(row, begin, lanes))
         local = w.alloc("res", (lanes,), source.dtype)
         with w.when(begin + lanes <= self.columns):
@@ -235,7 +240,7 @@ class GemmKernel:
         """Store the vectors of one row; the last column block may end inside one."""
         w, lanes, out = self.w, self.lanes, self.out
         at = out.base + row * out.stride
-        if self.columns % self.nt == 0 and len(values) in (2, 4):
+        if self.whole and len(values) in (2, 4):
             width = lanes * len(values)
             joined = tirx.Shuffle(values, [tirx.const(i, "int32") for i in range(width)])
             w.store(out.buffer, _cast(joined, out.dtype, width), at + self.first, lanes=width)
@@ -243,7 +248,7 @@ class GemmKernel:
         for v, value in enumerate(values):
             begin = self.first + v * lanes
             narrow = w.bind("narrow", _cast(value, out.dtype, lanes))
-            if self.columns % self.nt == 0:
+            if self.whole:
                 w.store(out.buffer, narrow, at + begin, lanes=lanes)
                 continue
             with w.when(begin + lanes <= self.columns):

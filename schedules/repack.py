@@ -1,7 +1,8 @@
 """Packing an activation at run time into the column operand of a matmul.
 
-``packed[b, g, j, v] = source(g*kv + v, b*nt + j)`` (zeros where K is padded; columns behind N hold
-whatever is convenient, they are never stored), in the register form of the dot's second operand.
+``packed[g, j, v] = source(g*kv + v, first + j)`` for ``nt`` columns (zeros where K is padded; only
+an operand of fewer than ``nt`` columns has some behind N, which hold whatever is convenient and are
+never stored), in the register form of the dot's second operand.
 
 * Rows along K (``[K, N]``): ``kv`` neighbouring rows are interleaved.
 * Rows along N (``[N, K]``, transposed): groups of ``kv`` codes are words, and 8 x 8 of them are
@@ -61,9 +62,9 @@ def _pack_slowly(w: Writer, element: Any, dot: Dot, groups: tuple[int, int], dep
             w.store(out, value, base + (g * nt + j) * dot.kv + v)
 
 
-def pack_columns(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, columns: int,
+def pack_columns(w: Writer, source: Operand, dot: Dot, nt: int, first: Any, columns: int,
                  out: Any, base: Any) -> None:
-    """Pack column block ``block`` of a [K, N] operand to ``out[base:]`` ([K/kv, nt, kv])."""
+    """Pack ``nt`` columns from ``first`` of a [K, N] operand to ``out[base:]`` ([K/kv, nt, kv])."""
     lanes, kv, depth = min(16, nt), dot.kv, source.rows
     whole, tail = divmod(depth, kv)
     zero = const(0, vector_type(dot.weight, lanes))
@@ -71,7 +72,7 @@ def pack_columns(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, colu
     def group(g: Any, valid: int) -> None:
         for j in range(0, nt, lanes):
             rows = [
-                w.bind("row", _widen(source.load(g * kv + i, block * nt + j, lanes), dot.weight,
+                w.bind("row", _widen(source.load(g * kv + i, first + j, lanes), dot.weight,
                                      lanes)) if i < valid else zero
                 for i in range(kv)
             ]
@@ -85,20 +86,15 @@ def pack_columns(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, colu
             group(whole, tail)
 
     def element(k: Any, j: Any) -> Any:
-        return source.load(k, tirx.min(block * nt + j, tirx.const(columns - 1, "int32")))
+        return source.load(k, tirx.min(first + j, tirx.const(columns - 1, "int32")))
 
     def slow() -> None:
         _pack_slowly(w, element, dot, (0, whole + (tail > 0)), depth, nt, out, base)
 
-    if columns % nt == 0:
-        fast()
-    elif columns < nt:
+    if columns < nt:
         slow()
     else:
-        with w.when((block + 1) * nt <= columns):
-            fast()
-        with w.otherwise():
-            slow()
+        fast()
 
 
 def _transpose_words(w: Writer, rows: list[Any]) -> list[Any]:
@@ -128,13 +124,13 @@ def _zip_words(w: Writer, rows: list[Any]) -> list[Any]:
     return rows
 
 
-def pack_rows(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, columns: int,
+def pack_rows(w: Writer, source: Operand, dot: Dot, nt: int, first: Any, columns: int,
               out: Any, base: Any) -> None:
-    """Pack column block ``block`` of an [N, K] operand to ``out[base:]`` ([K/kv, nt, kv])."""
+    """Do what :func:`pack_columns` does for an [N, K] operand."""
     kv, depth = dot.kv, source.depth
     bits = kv * int(dot.weight.removeprefix("int"))
     if bits == 64:
-        _pack_long_words(w, source, dot, nt, block, columns, out, base)
+        _pack_long_words(w, source, dot, nt, first, columns, out, base)
         return
     codes = WORDS * kv
     vector = vector_type(f"int{bits}", WORDS)
@@ -143,8 +139,8 @@ def pack_rows(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, columns
     last = tirx.const(columns - 1, "int32")
 
     def row_of(j: Any) -> Any:
-        row = block * nt + j
-        return row if columns % nt == 0 else tirx.min(row, last)
+        row = first + j
+        return row if columns >= nt else tirx.min(row, last)
 
     if whole:
         with w.loop("j", nt // WORDS) as j, w.loop("g", whole) as g:
@@ -161,16 +157,16 @@ def pack_rows(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, columns
                  (whole * WORDS, -(-depth // kv)), depth, nt, out, base)
 
 
-def _pack_long_words(w: Writer, source: Operand, dot: Dot, nt: int, block: Any, columns: int,
+def _pack_long_words(w: Writer, source: Operand, dot: Dot, nt: int, first: Any, columns: int,
                      out: Any, base: Any) -> None:
     """Do what :func:`pack_rows` does for groups of 64 bits."""
     kv, depth = dot.kv, source.depth
     whole, last = depth // kv, tirx.const(columns - 1, "int32")
     with w.loop("j", nt) as j:
-        row = w.bind("from", tirx.min(block * nt + j, last))
+        row = w.bind("from", tirx.min(first + j, last))
         with w.loop("g", whole) as g:
             w.store(out, source.load(row, g * kv, kv), base + (g * nt + j) * kv, lanes=kv)
-    _pack_slowly(w, lambda k, j: source.load(tirx.min(block * nt + j, last), k), dot,
+    _pack_slowly(w, lambda k, j: source.load(tirx.min(first + j, last), k), dot,
                  (whole, -(-depth // kv)), depth, nt, out, base)
 
 

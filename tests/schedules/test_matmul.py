@@ -58,3 +58,13 @@ def test_scalars_are_spread_once(target: str, shift: int, zero_point: int) -> No
     assert "vpmuldq" in kernel.asm
     assert "vpmuludq" not in kernel.asm
     assert "vpmullq" not in kernel.asm
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "x86-64-v4"])
+@pytest.mark.parametrize("transpose_b", [True, False], ids=["q_kt", "p_v"])
+@pytest.mark.parametrize("kind", ["acc", "requant_add"])
+@pytest.mark.parametrize("columns", [1, 7, 8, 9, 17, 24, 31, 33, 49, 65])
+def test_last_columns(target: str, transpose_b: bool, kind: str, columns: int) -> None:
+    """What is left of the columns is a smaller block that overlaps the one before."""
+    kernel = make_matmul((2, 13, columns, 19), target, transpose_b, kind=kind, extreme=True)
+    np.testing.assert_array_equal(kernel.run(), kernel.expected)
