@@ -4,7 +4,7 @@
 #   make slow    the long tests too                  make lint    ruff and mypy only
 #   make bench   against other runtimes (VITQ_DATA)  make clean   remove .venv and what was built
 #   make acceptance   accuracy, size and proofs (VITQ_DATA)
-#   make cross   on Debian as root: the compiler, emulator and machine model that the AArch64 tests use
+#   make cross   on Debian as root: the compilers, emulator and libraries that AArch64 and C++ tests use
 
 # The first of these that is at least Python 3.10 makes the virtual environment.
 PYTHONS ?= python3 python3.13 python3.12 python3.11 python3.10
@@ -43,15 +43,18 @@ lint: $(STAMP)
 # Where this cannot be done (no Debian, not root, no package index) those tests skip and say why.
 cross:
 	@have() { command -v "$$1" >/dev/null 2>&1; }; \
-	have aarch64-linux-gnu-g++ && have qemu-aarch64 && ls /usr/bin/llvm-mca-* >/dev/null 2>&1 && exit 0; \
+	have aarch64-linux-gnu-g++ && have qemu-aarch64 && ls /usr/bin/llvm-mca-* >/dev/null 2>&1 && \
+	  have cmake && [ -e /usr/include/jpeglib.h ] && [ -e /usr/include/png.h ] && exit 0; \
 	if ! have apt-get || [ "$$(id -u)" != 0 ]; then \
-	  echo "AArch64 tests will skip: no g++-aarch64-linux-gnu, qemu-user, llvm, and no root with apt-get"; \
+	  echo "AArch64 or C++ tests will skip: no g++-aarch64-linux-gnu, qemu-user, llvm, cmake, libjpeg-dev" \
+	    "or libpng-dev, and no root with apt-get"; \
 	  exit 0; \
 	fi; \
 	apt-get update -qq; \
 	llvm=$$(apt-cache pkgnames llvm- | grep -E '^llvm-[0-9]+$$' | sort -V | tail -n 1); \
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-	  g++-aarch64-linux-gnu qemu-user $$llvm >/dev/null || echo "AArch64 tests will skip: apt-get failed"
+	  g++-aarch64-linux-gnu qemu-user $$llvm cmake libjpeg-dev libpng-dev >/dev/null || \
+	  echo "AArch64 and C++ tests will skip: apt-get failed"
 
 test: lint cross
 	$(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
