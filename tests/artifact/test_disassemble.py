@@ -26,8 +26,10 @@ vgatherdps vmovmskps vpaddd vpmaddwd vpdpbusd vpdpwssd vpmulld imul idiv cmp set
 vpmaxsd vpminsd vpsrad vpackssdw nopw ret call comiset fxsave64 fnop cmpxchg vcompressps vexpandps
 vpmovsxbw vpsadbw vpcmpgtd vpabsd prefetcht0 subl addq mulx divl
 """
-FLOAT_ARM = "fadd fmul fmla fmadd fdiv fcvtzs scvtf ucvtf fcmp fsqrt frintm fmax bfdot bfmmla bfcvtn"
-INTEGER_ARM = "fmov add sdot smmla sqrdmulh mul ldr str dup scvt saddw fcsel fneg bfi bfc bfm bfxil srshl usmmla tbl"
+FLOAT_ARM = "fadd fmul fmla fmadd fdiv fcvtzs scvtf ucvtf fcmp fsqrt frintm fmax bfdot bfmmla"
+FLOAT_ARM += " bfcvtn"
+INTEGER_ARM = "fmov add sdot smmla sqrdmulh mul ldr str dup scvt saddw fcsel fneg bfi bfc bfm bfxil"
+INTEGER_ARM += " srshl usmmla tbl"
 
 
 @pytest.mark.parametrize("mnemonic", FLOAT.split())

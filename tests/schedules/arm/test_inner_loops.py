@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks.arm_mca import inner_loop, mca, measure, multiplies_of
+from benchmarks.mca import inner_loop, mca, measure, multiplies_of
 from tests.helpers.kernels import linear_case, matmul_case
 from tvm_vitq.artifact.disassemble import is_float_arithmetic
 
