@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from schedules.host import host_architecture
 from tests.artifact.toy import toy_artifact
+from tests.integration import models
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "tutorials" / "cpp"
@@ -74,3 +76,15 @@ def toy_uint8(build_once: Build) -> Path:
     """Return an artefact with uint8 input and batch 1."""
     made = build_once("cpp_toy8", lambda f: toy_artifact(f / "t8.so", dtype="uint8", batch=1))
     return made / "t8.so"
+
+
+@pytest.fixture(scope="session")
+def digits(build_once: Build) -> Path:
+    """Return the embedded digits model, for any processor that valgrind and CI may have."""
+    import tvm_vitq
+
+    built = models.Built(build_once("digits", lambda folder: models.build_digits(folder) and None))
+    target = "x86-64-v3" if host_architecture() == "x86_64" else "native"
+    made = build_once("cpp_digits", lambda folder: tvm_vitq.compile(
+        built.quantized(), target, folder / "digits.so") and None)  # fmt: skip
+    return made / "digits.so"

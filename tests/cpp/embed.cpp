@@ -2,7 +2,6 @@
 // prints what it found, one line each, and ends with 0.
 #include <unistd.h>
 
-#include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -165,18 +164,6 @@ void CropRaw(const Words& words) {
                   static_cast<std::streamsize>(floats.size() * sizeof(float)));
 }
 
-// time MODEL: for every line of standard input one run, answered with its nanoseconds.
-void Time(const Words& words) {
-  using Clock = std::chrono::steady_clock;
-  vitq::Model model = Open(words[0]);
-  std::vector<float> input(static_cast<size_t>(model.image_size() * model.batch()), 0.5f);
-  for (std::string line; std::getline(std::cin, line);) {
-    Clock::time_point start = Clock::now();
-    Logits logits = model.Run(input.data(), input.size()).OrThrow();
-    std::cout << (Clock::now() - start).count() << std::endl;
-  }
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -190,7 +177,6 @@ int main(int argc, char** argv) {
     else if (command == "loop") Loop(words);
     else if (command == "reopen") Reopen(words);
     else if (command == "pixels") CropRaw(words);
-    else if (command == "time") Time(words);
     else return 3;
   } catch (const vitq::Exception& why) {
     std::cerr << "vitq::Exception " << static_cast<int>(why.code) << " " << why.what() << std::endl;

@@ -92,26 +92,31 @@ def test_wrong_inputs(sanitized: Path, kind: str, request: pytest.FixtureRequest
     assert lines[refused:] == ["accepted", "accepted", "5 0"]
 
 
-def test_two_models_at_once(sanitized: Path, toy: Path, toy_uint8: Path) -> None:
-    assert _run(sanitized, "two", toy, toy_uint8) == ["0 different"]
-    assert _run(sanitized, "two", toy, toy) == ["0 different"]
+def test_two_models_at_once(sanitized: Path, toy: Path, toy_uint8: Path, digits: Path) -> None:
+    for pair in ((toy, toy_uint8), (toy, toy), (digits, toy)):
+        assert _run(sanitized, "two", *pair) == ["0 different"]
 
 
 @pytest.mark.parametrize("how", ["shared", "own"])
-def test_four_threads(sanitized: Path, toy: Path, how: str) -> None:
-    assert _run(sanitized, "threads", toy, how) == ["0 different"] * 4
+@pytest.mark.parametrize("kind", ["toy", "digits"])
+def test_four_threads(
+    sanitized: Path, kind: str, how: str, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(kind)
+    assert _run(sanitized, "threads", path, how) == ["0 different"] * 4
 
 
-def test_memory_does_not_grow(release: Path, toy: Path) -> None:
+def test_memory_does_not_grow(release: Path, digits: Path) -> None:
     """Of 10,000 runs the last 9,000 take no memory, nor does opening again and again."""
     for command, count in (("loop", 10_000), ("reopen", 300)):
-        before, after = map(int, _run(release, command, toy, count)[0].split())
+        before, after = map(int, _run(release, command, digits, count)[0].split())
         assert after - before <= 256, (command, before, after)  # KiB
 
 
-def test_no_leak_in_many_runs(sanitized: Path, toy: Path) -> None:
-    _run(sanitized, "loop", toy, 500)
-    _run(sanitized, "reopen", toy, 20)
+def test_no_leak_in_many_runs(sanitized: Path, toy: Path, digits: Path) -> None:
+    for path in (toy, digits):
+        _run(sanitized, "loop", path, 500)
+        _run(sanitized, "reopen", path, 20)
 
 
 def test_only_or_throw_throws(sanitized: Path) -> None:

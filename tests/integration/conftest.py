@@ -16,23 +16,14 @@ BuildOnce = Callable[[str, Callable[[Path], None]], Path]
 @pytest.fixture(scope="session")
 def digits_built(build_once: BuildOnce) -> models.Built:
     """Return the embedded digits model, with the default recipe."""
-    from tvm_vitq import demo
-
-    calibration = demo.normalise(demo.pixels(demo.digits("calib")[0]))
-    return models.Built(
-        build_once("digits", lambda f: models.build(f, "tvm_vitq.demo:digits_vit", calibration))
-    )
+    return models.Built(build_once("digits", lambda folder: models.build_digits(folder) and None))
 
 
 @pytest.fixture(scope="session")
 def deit_built(build_once: BuildOnce, data_dir: Path) -> models.Built:
-    """Return DeiT-Ti calibrated on 32 images: enough for exactness and coarse accuracy."""
-
-    def make(folder: Path) -> None:
-        images = sorted((data_dir / "images" / "calib512" / "img").iterdir())[:32]
-        models.build(folder, models.DEIT, images, checkpoint=weights_of(data_dir, models.DEIT))
-
-    return models.Built(build_once("deit", make))
+    """Return DeiT-Ti."""
+    made = build_once("deit", lambda folder: models.build_deit(folder, data_dir) and None)
+    return models.Built(made)
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +35,6 @@ def swin_built(build_once: BuildOnce, data_dir: Path) -> models.Built:
         models.build(folder, models.swin_micro(data_dir), images)
 
     return models.Built(build_once("swin", make))
-
-
-def weights_of(data: Path, name: str) -> Path:
-    """Return the path of a checkpoint of the data."""
-    return data / "weights" / f"{name}.safetensors"
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from timm.models.swin_transformer import SwinTransformer
 import tvm_vitq
 from tvm_vitq.preprocess import preprocess_images
 
-__all__ = ["DEIT", "RANDOM_MODELS", "Built", "build", "deit_tiny", "labelled", "swin_micro"]
+__all__ = ["DEIT", "RANDOM_MODELS", "Built", "build", "build_deit", "build_digits", "deit_tiny",
+           "labelled", "swin_micro"]
 
 DEIT = "deit_tiny_patch16_224"
 
@@ -133,3 +134,17 @@ def build(folder: Path, source: Any, calibration: Any, recipe: Any = None, **loa
     (folder / "quantized.json").write_text(tvm.ir.save_json(quantized), encoding="utf-8")
     tvm_vitq.compile(quantized, output=folder / "model.so")
     return Built(folder)
+
+
+def build_digits(folder: Path) -> Built:
+    """Build the embedded digits model, with the default recipe."""
+    from tvm_vitq import demo
+
+    calibration = demo.normalise(demo.pixels(demo.digits("calib")[0]))
+    return build(folder, "tvm_vitq.demo:digits_vit", calibration)
+
+
+def build_deit(folder: Path, data: Path) -> Built:
+    """Build DeiT-Ti calibrated on 32 images: enough for exactness and coarse accuracy."""
+    images = sorted((data / "images" / "calib512" / "img").iterdir())[:32]
+    return build(folder, DEIT, images, checkpoint=data / "weights" / f"{DEIT}.safetensors")

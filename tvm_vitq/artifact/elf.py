@@ -20,6 +20,7 @@ __all__ = [
     "ElfFile",
     "check_artifact_file",
     "host_machine",
+    "read_artifact",
     "read_elf",
 ]
 
@@ -105,13 +106,13 @@ def _defined(data: bytes, section: tuple[int, ...], strings: bytes) -> set[str]:
     return found
 
 
-def check_artifact_file(path: str | Path) -> ElfFile:
-    """Refuse a file that is not an artefact for this machine, without loading it.
+def read_artifact(path: str | Path) -> ElfFile:
+    """Read an artefact's headers, whatever its architecture.
 
     Raises
     ------
     VitqError
-        As :func:`read_elf`, or if the library is not ours or is for another architecture.
+        As :func:`read_elf`, or if the library is not ours.
     """
     elf = read_elf(path)
     if LIBRARY_SYMBOL not in elf.symbols or not any(
@@ -121,6 +122,18 @@ def check_artifact_file(path: str | Path) -> ElfFile:
             f"{path} is a shared library, but not one of tvm-vitq; "
             "expected what 'tvm-vitq compile' wrote"
         )
+    return elf
+
+
+def check_artifact_file(path: str | Path) -> ElfFile:
+    """Refuse a file that is not an artefact for this machine, without loading it.
+
+    Raises
+    ------
+    VitqError
+        As :func:`read_artifact`, or if the library is for another architecture.
+    """
+    elf = read_artifact(path)
     if elf.machine != host_machine():
         raise VitqError(
             f"{path} was built for {elf.machine} and this machine is {host_machine()}; run it "

@@ -18,7 +18,7 @@ from pathlib import Path
 from relay_passes.errors import VitqError
 from schedules.host import host_architecture
 
-__all__ = ["compiler", "include_folders", "runtime_libraries"]
+__all__ = ["cache_folder", "compiler", "include_folders", "reason", "runtime_libraries"]
 
 LIBRARIES = {"apache-tvm": "tvm/lib/libtvm_runtime.so",
              "apache-tvm-ffi": "tvm_ffi/lib/libtvm_ffi.so"}  # fmt: skip
@@ -60,9 +60,33 @@ def _package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _cache() -> Path:
+def reason(output: str) -> str:
+    """Return the line of a failed program's output that says why."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
+    errors = [line for line in lines if "error: " in line.lower()]
+    return (errors or lines[-1:])[0]
+
+
+def cache_folder() -> Path:
+    """Return the folder of what was fetched once, for each user; it is made if need be.
+
+    Raises
+    ------
+    VitqError
+        If it cannot be written.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tvm-vitq"
+    folder = Path(base) / "tvm-vitq"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as why:
+        raise VitqError(
+            f"cannot write {folder}: {why.strerror}; give another folder for what is fetched as "
+            "XDG_CACHE_HOME"
+        ) from why
+    return folder
 
 
 def runtime_libraries(architecture: str) -> list[Path]:
@@ -79,7 +103,7 @@ def runtime_libraries(architecture: str) -> list[Path]:
         return [_package(path.split("/")[0]) / path.partition("/")[2]
                 for path in LIBRARIES.values()]  # fmt: skip
     versions = {package: metadata.version(package) for package in LIBRARIES}
-    folder = _cache() / "-".join(["runtime", architecture, *versions.values()])
+    folder = cache_folder() / "-".join(["runtime", architecture, *versions.values()])
     found = [folder / Path(path).name for path in LIBRARIES.values()]
     if not all(path.is_file() for path in found):
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,8 +123,10 @@ def _fetch(package: str, version: str, architecture: str, member: str, folder: P
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode != 0 or not wheels:
-            last = (done.stderr.strip() or "no output").splitlines()[-1]
-            raise VitqError(f"pip cannot fetch {package} {version} for {architecture}: {last}")
+            raise VitqError(
+                f"pip cannot fetch {package} {version} for {architecture}: {reason(done.stderr)}; "
+                "see to the network or to pip's index"
+            )
         with zipfile.ZipFile(wheels[0]) as wheel:
             draft = Path(wheel.extract(member, scratch))
         draft.replace(folder / Path(member).name)

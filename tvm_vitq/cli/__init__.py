@@ -11,6 +11,7 @@ from . import bench as _bench
 from . import compile as _compile
 from . import eval as _eval
 from . import inspect as _inspect
+from . import package as _package
 from . import run as _run
 from . import verify as _verify
 from .common import OneLineGroup
@@ -31,6 +32,7 @@ app.command("eval")(_eval.command)
 app.command("inspect")(_inspect.command)
 app.command("verify")(_verify.command)
 app.command("bench")(_bench.command)
+app.command("package")(_package.command)
 
 
 def main() -> None:

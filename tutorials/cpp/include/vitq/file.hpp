@@ -4,7 +4,9 @@
 #pragma once
 
 #include <elf.h>
+#include <sys/auxv.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -122,25 +124,37 @@ inline Status CheckFile(const std::string& path) {
   return Done{};
 }
 
+#if defined(__aarch64__)
+// Of the features that an artefact may name, those that this processor has: what the kernel (or an
+// emulator, whose /proc/cpuinfo is its host's) tells every process.
+inline std::set<std::string> CpuFeatures() {
+  const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+  std::set<std::string> features = {"asimd"};
+  if (first >> 20 & 1) features.insert("asimddp");
+  if (first >> 22 & 1) features.insert("sve");
+  if (second >> 1 & 1) features.insert("sve2");
+  if (second >> 13 & 1) features.insert("i8mm");
+  return features;
+}
+#else
 // The processor's features as Linux lists them, without '_'; empty if unknown.
 inline std::set<std::string> CpuFeatures() {
   std::ifstream file("/proc/cpuinfo");
   std::set<std::string> features;
   for (std::string line; features.empty() && std::getline(file, line);) {
-    if (line.rfind("flags", 0) != 0 && line.rfind("Features", 0) != 0) continue;
+    if (line.rfind("flags", 0) != 0) continue;
     std::istringstream words(line.substr(line.find(':') + 1));
     for (std::string word; words >> word;) {
-      std::string plain;
-      for (char c : word)
-        if (c != '_') plain += c;
-      features.insert(plain);
+      word.erase(std::remove(word.begin(), word.end(), '_'), word.end());
+      features.insert(word);
     }
   }
   return features;
 }
+#endif
 
 inline std::string MissingFeatures(const std::vector<std::string>& needed) {
-  std::set<std::string> have = CpuFeatures();
+  const std::set<std::string> have = CpuFeatures();
   std::string missing;
   for (const std::string& feature : needed) {
     std::string plain;

@@ -1,0 +1,176 @@
+"""Everything that a device takes to run an artefact, in one folder: no Python, nothing to install.
+
+``vitq_classify`` and the artefact, ``lib/`` with TVM's two runtime libraries, which the program
+finds beside itself wherever the folder lies, and ``run.sh``, which names the artefact. libjpeg and
+libpng are linked into the program; the C and C++ libraries are the device's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from relay_passes.errors import VitqError
+
+from .elf import METADATA_FORMAT, read_artifact
+from .image_libraries import image_libraries
+from .toolchain import compiler, include_folders, reason, runtime_libraries
+
+__all__ = ["ARCHITECTURES", "PROGRAM", "package", "stored_metadata"]
+
+ARCHITECTURES = {"aarch64": "aarch64", "x86_64": "x86-64-v3"}
+"""Those of the C++ header, each with a target that ``tvm-vitq compile`` builds for."""
+
+PROGRAM = "vitq_classify"
+_SOURCES = Path(__file__).with_name("cpp")
+_VERSION = re.compile(rb"\0(GLIBC|GLIBCXX)_([0-9.]+)(?=\0)")
+_RESERVED = (PROGRAM, "lib", "run.sh")
+_RUN = """#!/bin/sh
+# Classifies image files: ./run.sh PHOTO.jpg; ./run.sh --verify replays the golden vectors.
+here=$(dirname "$(readlink -f "$0")")
+exec "$here/{program}" "$here"/{artifact} "$@"
+"""
+
+
+def stored_metadata(path: str | Path) -> dict[str, Any]:
+    """Read the metadata of an artefact of any architecture, without loading it.
+
+    It lies in the library as it was stored: JSON that begins with the artefact's format.
+
+    Raises
+    ------
+    VitqError
+        If it is not there, or of a format that the C++ header does not read.
+    """
+    _, mark, rest = Path(path).read_bytes().partition(b'{"format":')
+    text = (mark + rest[: rest.find(b"\0")]).decode("utf-8", "replace")
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        raise VitqError(f"{path} has no metadata; compile it again") from None
+    if found["format"] != METADATA_FORMAT:
+        raise VitqError(
+            f"{path} has artefact format {found['format']}, this version of tvm-vitq reads "
+            f"{METADATA_FORMAT}; compile it again"
+        )
+    return found
+
+
+def package(
+    artifact: str | Path, output: str | Path, architecture: str | None = None
+) -> dict[str, Any]:
+    """Make the folder that a device takes.
+
+    Parameters
+    ----------
+    artifact
+        The artefact, of this or of another architecture.
+    output
+        The folder; it must not exist, or be empty.
+    architecture
+        Of the device, as in :data:`ARCHITECTURES`; None takes the artefact's.
+
+    Returns
+    -------
+    dict
+        ``artifact``, ``output``, ``architecture``, ``files`` (bytes by name), ``bytes`` of them
+        all, and ``needs``: the least versions of the device's libraries, and its processor's
+        features.
+
+    Raises
+    ------
+    VitqError
+        If the artefact is of another architecture, the folder is in use or cannot be written, or
+        the compiler, TVM's runtime or the image libraries of that architecture are not to be had.
+    """
+    artifact, output = Path(artifact), Path(output)
+    machine = read_artifact(artifact).machine
+    wanted = architecture or machine
+    if wanted not in ARCHITECTURES:
+        raise VitqError(f"cannot package for {wanted}; use {' or '.join(ARCHITECTURES)}")
+    if wanted != machine:
+        raise VitqError(
+            f"{artifact} was built for {machine}, not {wanted}; package it with --arch {machine}, "
+            f"or compile it again with --target {ARCHITECTURES[wanted]}"
+        )
+    if artifact.name in _RESERVED:
+        raise VitqError(f"{artifact} has the name of another file of the folder; rename it")
+    _check_folder(output)
+    features = stored_metadata(artifact)["target"]["features"]
+    try:
+        # Beside the output, so that a rename puts it there whole or not at all.
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+            draft = Path(scratch) / "bundle"
+            _fill(draft, artifact, wanted)
+            files = {str(path.relative_to(draft)): path.stat().st_size
+                     for path in sorted(draft.rglob("*")) if path.is_file()}  # fmt: skip
+            versions = _least_versions(draft)
+            draft.replace(output)
+    except OSError as why:
+        raise VitqError(f"cannot write {output}: {why.strerror or why}") from why
+    return {
+        "artifact": str(artifact),
+        "output": str(output),
+        "architecture": wanted,
+        "files": files,
+        "bytes": sum(files.values()),
+        "needs": {**versions, "features": features},
+    }
+
+
+def _check_folder(output: Path) -> None:
+    if not output.is_dir() and (output.exists() or output.is_symlink()):
+        raise VitqError(f"cannot write {output}: it is a file; name a folder")
+    if not output.parent.is_dir():
+        raise VitqError(f"cannot write {output}: there is no folder {output.parent}; make it first")
+    try:
+        used = output.is_dir() and any(output.iterdir())
+    except OSError as why:
+        raise VitqError(f"cannot write {output}: {why.strerror}") from why
+    if used:
+        raise VitqError(f"cannot write {output}: the folder is not empty; name another or empty it")
+
+
+def _fill(folder: Path, artifact: Path, architecture: str) -> None:
+    command = compiler(architecture)
+    libraries = runtime_libraries(architecture)
+    (folder / "lib").mkdir(parents=True)
+    for library in libraries:
+        shutil.copyfile(library, folder / "lib" / library.name)
+    shutil.copyfile(artifact, folder / artifact.name)
+    _build(folder / PROGRAM, command, architecture, libraries)
+    run = folder / "run.sh"
+    run.write_text(_RUN.format(program=PROGRAM, artifact=shlex.quote(artifact.name)))
+    run.chmod(0o755)
+
+
+def _build(program: Path, compiled_by: str, architecture: str, libraries: list[Path]) -> None:
+    """Build the app of ``tutorials/cpp`` with the flags of its CMake project."""
+    images = image_libraries(architecture)
+    command = [compiled_by, "-std=c++17", "-O3", "-DNDEBUG", "-ffp-contract=off", "-s", "-pthread"]
+    command += [f"-I{path}" for path in (_SOURCES / "include", *include_folders(), *images.include)]
+    command += [str(_SOURCES / f"{name}.cpp") for name in (PROGRAM, "image_file")]
+    command += ["-o", str(program), "-Wl,-rpath,$ORIGIN/lib", "-Wl,--build-id=none"]
+    # The runtime registers what is called by name: it must not be dropped as unused.
+    command += ["-Wl,--no-as-needed", *map(str, libraries), "-Wl,--as-needed"]
+    command += [*map(str, images.archives), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise VitqError(f"{PROGRAM} does not build for {architecture}: {reason(done.stderr)}")
+
+
+def _least_versions(folder: Path) -> dict[str, str]:
+    """Return the newest versions of the C and C++ libraries that the files ask for."""
+    needed: dict[str, tuple[int, ...]] = {}
+    for path in (folder / PROGRAM, *folder.rglob("*.so")):
+        for library, version in _VERSION.findall(path.read_bytes()):
+            numbers = tuple(int(part) for part in version.split(b"."))
+            key = library.decode()
+            needed[key] = max(needed.get(key, (0,)), numbers)
+    return {key: ".".join(map(str, numbers)) for key, numbers in sorted(needed.items())}
