@@ -44,16 +44,16 @@ lint: $(STAMP)
 cross:
 	@have() { command -v "$$1" >/dev/null 2>&1; }; \
 	have aarch64-linux-gnu-g++ && have qemu-aarch64 && ls /usr/bin/llvm-mca-* >/dev/null 2>&1 && \
-	  have cmake && [ -e /usr/include/jpeglib.h ] && [ -e /usr/include/png.h ] && exit 0; \
+	  have cmake && have valgrind && [ -e /usr/include/jpeglib.h ] && [ -e /usr/include/png.h ] && exit 0; \
 	if ! have apt-get || [ "$$(id -u)" != 0 ]; then \
-	  echo "AArch64 or C++ tests will skip: no g++-aarch64-linux-gnu, qemu-user, llvm, cmake, libjpeg-dev" \
-	    "or libpng-dev, and no root with apt-get"; \
+	  echo "AArch64 or C++ tests will skip: no g++-aarch64-linux-gnu, qemu-user, llvm, cmake, valgrind," \
+	    "libjpeg-dev or libpng-dev, and no root with apt-get"; \
 	  exit 0; \
 	fi; \
 	apt-get update -qq; \
 	llvm=$$(apt-cache pkgnames llvm- | grep -E '^llvm-[0-9]+$$' | sort -V | tail -n 1); \
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-	  g++-aarch64-linux-gnu qemu-user $$llvm cmake libjpeg-dev libpng-dev >/dev/null || \
+	  g++-aarch64-linux-gnu qemu-user $$llvm cmake valgrind libjpeg-dev libpng-dev >/dev/null || \
 	  echo "AArch64 and C++ tests will skip: apt-get failed"
 
 test: lint cross
