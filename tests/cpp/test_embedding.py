@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from schedules.host import host_architecture
 from tests.artifact.toy import toy_artifact
 from tests.helpers.arm import needs_compiler
+from tvm_vitq.artifact.toolchain import runtime_libraries
 
 # The order of vitq::Code.
 CODES = ("cannot read", "no artefact", "truncated", "architecture", "processor", "format", "input",
@@ -39,9 +41,10 @@ def _refusals(folder: Path, *paths: Path) -> list[str]:
 def test_files_that_are_no_artefacts(sanitized: Path, toy: Path, tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("not a library")
     (tmp_path / "empty.so").touch()
+    foreign = [sanitized / "vitq_program", *runtime_libraries(host_architecture())]
     assert _refusals(sanitized, tmp_path / "absent.so", tmp_path, tmp_path / "text.so",
-                     tmp_path / "empty.so", sanitized / "vitq_program") == [
-        "cannot read", "cannot read", "no artefact", "no artefact", "no artefact"]  # fmt: skip
+                     tmp_path / "empty.so", *foreign) == [
+        "cannot read", "cannot read", *["no artefact"] * 5]  # fmt: skip
 
 
 def test_truncated_anywhere(sanitized: Path, toy: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def image_libraries(architecture: str) -> ImageLibraries:
     root = cache_folder() / f"image-libraries-{architecture}"
     found = _extracted(root, architecture)
     if found is None:
-        _fetch(root, name)
+        _fetch(root, architecture, name)
         found = _extracted(root, architecture)
     if found is None:
         raise _not_fetched(name, "the packages lack them")
@@ -100,7 +101,7 @@ def _extracted(root: Path, architecture: str) -> ImageLibraries | None:
     return ImageLibraries((include, include / triple), archives)
 
 
-def _fetch(root: Path, name: str) -> None:
+def _fetch(root: Path, architecture: str, name: str) -> None:
     """Unpack Debian's packages of an architecture into a folder."""
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise _not_fetched(name, "this is no Debian")
@@ -117,8 +118,11 @@ def _fetch(root: Path, name: str) -> None:
         _tell(name, folder, *downloads)
         for package in sorted(folder.glob("*.deb")):
             _tell(name, folder, ["dpkg-deb", "-x", str(package), str(draft)])
-        shutil.rmtree(root, ignore_errors=True)
-        draft.rename(root)
+        if _extracted(root, architecture) is None:
+            shutil.rmtree(root, ignore_errors=True)
+        # Another process may have been quicker: then its folder stays.
+        with suppress(OSError):
+            draft.rename(root)
 
 
 def _tell(name: str, folder: Path, *commands: list[str]) -> None:
