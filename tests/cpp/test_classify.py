@@ -96,7 +96,11 @@ def test_the_same_pixels_as_pillow(release: Path, interpolation: str, mode: str)
         assert floats == normalize_pixels(expected, spec).tobytes(), spec
 
 
-def test_what_is_wrong_is_one_line(release: Path, toy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("build", ["release", "sanitized"])
+def test_what_is_wrong_is_one_line(
+    build: str, toy: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(build)
     images = {path.name: path for path in _save(tmp_path)}
     for name in ("rgb.jpg", "rgb.png"):
         (tmp_path / f"cut_{name}").write_bytes(images[name].read_bytes()[:1500])
@@ -113,10 +117,29 @@ def test_what_is_wrong_is_one_line(release: Path, toy: Path, tmp_path: Path) -> 
         "cannot read absent.so": ["absent.so", images["rgb.png"]],
     }
     for words, arguments in cases.items():
-        done = _classify(release, *arguments)
-        assert done.returncode == 2 and done.stdout == "", arguments
+        done = _classify(folder, *arguments)
+        assert done.returncode == 2 and done.stdout == "", (arguments, done.stderr)
         assert words in done.stderr and done.stderr.startswith("error: "), (words, done.stderr)
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["rgb.jpg", "progressive.jpg", "cmyk.jpg", "rgb.png",
+                                  "palette.png"])  # fmt: skip
+def test_damaged_images_do_no_harm(sanitized: Path, toy: Path, tmp_path: Path, name: str) -> None:
+    """Cut anywhere or with bytes changed: a picture or one line, and no finding of a sanitizer."""
+    _save(tmp_path)
+    whole, rng = (tmp_path / name).read_bytes(), np.random.default_rng(0)
+    for case in range(24):
+        data = bytearray(whole)
+        if case % 2:
+            del data[int(rng.integers(3, len(whole))) :]
+        else:
+            for place in rng.integers(8, len(whole), 8):
+                data[place] = int(rng.integers(256))
+        (tmp_path / "damaged").write_bytes(data)
+        done = _classify(sanitized, toy, tmp_path / "damaged")
+        assert done.returncode in (0, 2), done.stderr
+        assert done.stderr.count("\n") == (done.returncode == 2), done.stderr
 
 
 def test_golden_vectors_that_are_not_met(release: Path, tmp_path: Path) -> None:

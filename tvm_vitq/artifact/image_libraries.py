@@ -73,9 +73,9 @@ def image_libraries(architecture: str) -> ImageLibraries:
 
 def _not_fetched(name: str, why: str) -> VitqError:
     return VitqError(
-        f"no libjpeg or libpng of {name} to link, and apt-get cannot fetch them ({why}); on Debian "
-        f"and Ubuntu: dpkg --add-architecture {name}; apt-get update; apt-get install "
-        f"libjpeg-dev:{name} libpng-dev:{name}"
+        f"no libjpeg or libpng of {name} to link, and apt-get cannot fetch them ({why}); see to "
+        f"the network or, on Debian: dpkg --add-architecture {name}; apt-get update; "
+        f"apt-get install libjpeg-dev:{name} libpng-dev:{name}"
     )
 
 
