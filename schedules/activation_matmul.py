@@ -5,19 +5,20 @@ entry and column block the column operand is packed into a small local buffer, t
 converted if it must be, and the register tiles of ``schedules.kernel`` run. Columns that are left
 make a block of as few vectors as hold them, which ends at the last column: it repeats some columns
 of the block before, but loads and stores whole vectors. The loop over batch entries (heads,
-windows) is parallel.
+windows), and over the parts that a tile cuts their rows into, is parallel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
 
 from .builder import Writer, const, load, vector_type
 from .dot import Dot
-from .gemm import GemmSpec, Tile, tail_tile
+from .gemm import GemmSpec, Tile, row_chunks, tail_tile
 from .kernel import GemmKernel
 from .operands import Operand, passes_of, product
 from .repack import column_sums, pack_columns, pack_rows
@@ -52,12 +53,14 @@ class _Matmul(GemmKernel):
     def build(self, attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""
         w = self.w
-        with w.loop("batch", product(self.batch), "parallel") as entry:
+        chunks, self.chunk = row_chunks(self.rows, self.tile)
+        with w.loop("batch", product(self.batch) * chunks, "parallel") as piece:
             self._lay_out_scale()
-            rows = self._operand(0, self.a, entry, self.rows, self.depth)
-            self.out = self._operand(2, self.c, entry, self.rows, self.columns)
+            entry = self._piece(piece, chunks)
+            rows = self._part(self._operand(0, self.a, entry, self.rows, self.depth))
+            self.out = self._part(self._operand(2, self.c, entry, self.rows, self.columns))
             if self.added:
-                self.residual = self._residual(entry)
+                self.residual = self._part(self._residual(entry))
             self.passes = passes_of(w, rows, self.dot, self.groups * self.dot.kv, self._offset,
                                     "operand")
             size = self.groups * self.nt * self.dot.kv
@@ -72,6 +75,23 @@ class _Matmul(GemmKernel):
                 self.nt = self.lanes * self.tile.vectors
                 self._block(entry, max(self.columns - self.nt, 0))
         return w.prim_func(self.params, attrs)
+
+    def _piece(self, piece: Any, chunks: int) -> Any:
+        """Return a piece's batch entry; note the first of its rows."""
+        self.first_row = None
+        if chunks == 1:
+            return piece
+        last = tirx.const(self.rows - self.chunk, "int32")
+        at = tirx.min(tirx.floormod(piece, chunks) * self.chunk, last)
+        self.first_row = self.w.bind("chunk", at)
+        return self.w.bind("entry", tirx.floordiv(piece, chunks))
+
+    def _part(self, whole: Operand) -> Operand:
+        """Return the piece's rows of a matrix."""
+        if self.first_row is None:
+            return whole
+        base = self.w.bind("base", whole.base + self.first_row * whole.stride)
+        return replace(whole, base=base, rows=self.chunk)
 
     def _lay_out_scale(self) -> None:
         """Spread multiplier, shift and zero point over vectors, once for each batch entry.
@@ -119,7 +139,7 @@ class _Matmul(GemmKernel):
         """Multiply a block of columns; the last one may overlap the one before."""
         self.first = first
         self._pack(entry)
-        self.all_rows(self.rows)
+        self.all_rows(self.chunk)
 
     def _pack(self, entry: Any) -> None:
         """Bring one block of columns into register form."""

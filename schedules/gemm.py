@@ -8,13 +8,15 @@ guess the parameters back from its arithmetic. :class:`Tile` is one point of the
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from .dot import Dot, dot_named
 from .isa import ISA
 
-__all__ = ["ANNOTATION", "Epilogue", "GemmSpec", "Tile", "default_tile", "linear_tile", "row_tiles",
-           "tail_tile"]
+__all__ = ["ANNOTATION", "Epilogue", "GemmSpec", "Tile", "default_tile", "linear_tile",
+           "row_chunks", "row_tiles", "tail_tile"]
 
 ANNOTATION = "vitq.gemm"
 
@@ -80,6 +82,8 @@ class GemmSpec:
     a_axes, b_axes, out_axes
         Of a matmul: the operands are the tensors permuted by these, and so is what is stored; empty
         where nothing is permuted. The last axis stays the last.
+    tile
+        Of a packed linear, what a record says of it; None for the default rules.
     """
 
     kind: str
@@ -94,19 +98,25 @@ class GemmSpec:
     a_axes: tuple[int, ...] = ()
     b_axes: tuple[int, ...] = ()
     out_axes: tuple[int, ...] = ()
+    tile: Tile | None = None
 
     def to_json(self) -> str:
         """Return the annotation's text."""
-        return json.dumps(asdict(self), sort_keys=True)
+        found = asdict(self)
+        if self.tile is None:
+            del found["tile"]
+        return json.dumps(found, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> GemmSpec:
         """Read what :meth:`to_json` wrote."""
-        fields = json.loads(text)
-        fields["epilogue"] = Epilogue(**fields["epilogue"])
+        found = json.loads(text)
+        found["epilogue"] = Epilogue(**found["epilogue"])
         for name in ("chains", "a_axes", "b_axes", "out_axes"):
-            fields[name] = tuple(fields[name])
-        return GemmSpec(**fields)
+            found[name] = tuple(found[name])
+        if "tile" in found:
+            found["tile"] = Tile(**found["tile"])
+        return GemmSpec(**found)
 
 
 @dataclass(frozen=True)
@@ -123,12 +133,25 @@ class Tile:
         Steps of K in one round of the inner loop.
     expand
         Sign-extend a column block's weights once into a local panel, instead of in the inner loop.
+    chunks
+        Parts that the rows are cut into, at most. Every column block of every part is a piece of
+        work of its own, for the caches and for threads.
+    by_rows
+        Whether the pieces of one part follow each other, rather than those of one column block.
     """
 
     rows: int
     vectors: int
     unroll: int = 1
     expand: bool = False
+    chunks: int = 1
+    by_rows: bool = False
+
+    @staticmethod
+    def of(point: Mapping[str, Any]) -> Tile:
+        """Take the tile out of a point of the tuning space."""
+        names = [field.name for field in fields(Tile)]
+        return Tile(**{name: point[name] for name in names if name in point})
 
     def with_rows(self, rows: int) -> Tile:
         """Return the same tile with another number of rows."""
@@ -184,6 +207,16 @@ def linear_tile(isa: ISA, spec: GemmSpec, rows: int, columns: int) -> Tile:
     if max(spec.chains, default=0) <= 1:
         return tile
     return tile.with_rows(tile.rows * 2 // 3 if isa.registers == 32 else tile.rows // 2)
+
+
+def row_chunks(total: int, tile: Tile) -> tuple[int, int]:
+    """Return number and rows of the parts that ``tile`` cuts ``total`` rows into.
+
+    All parts have as many rows; the last one ends at the last row, overlapping the one before.
+    """
+    rows = -(-total // tile.chunks)
+    rows = min(-(-rows // tile.rows) * tile.rows, total)
+    return -(-total // rows), rows
 
 
 def row_tiles(total: int, most: int) -> list[tuple[int, int, int]]:

@@ -93,8 +93,8 @@ class GemmKernel:
         """Return the zero point in every lane of a vector dtype, None if it is 0."""
         return const(self.epilogue.zero_point, kind) if self.epilogue.zero_point else None
 
-    def all_rows(self, total: int) -> None:
-        """Run the register tile over rows 0 to ``total``."""
+    def all_rows(self, total: int, first: Any = None) -> None:
+        """Run the register tile over ``total`` rows, from row 0 or ``first``."""
         if self.dot.rows == 2:
             from .arm.pairs import all_pairs
 
@@ -105,6 +105,8 @@ class GemmKernel:
                 row = start + t * height
                 if start + count * height > total:
                     row = tirx.min(row, tirx.const(total - height, "int32"))
+                if first is not None:
+                    row = first + row
                 self._row_tile(self.w.bind("first_row", row), height)
 
     def _row_tile(self, start: Any, height: int) -> None:

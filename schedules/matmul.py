@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from .gemm import ANNOTATION, Epilogue, GemmSpec
+from .gemm import ANNOTATION, Epilogue, GemmSpec, Tile
 
 __all__ = ["linear_te", "matmul_te", "packed_linear_te", "requantize_te"]
 
@@ -119,6 +119,7 @@ def packed_linear_te(
     residual: te.Tensor | None = None,
     rows: te.Tensor | None = None,
     gather: str = "",
+    tile: Tile | None = None,
 ) -> te.Tensor:
     """Return the same as :func:`linear_te` from packed weights.
 
@@ -143,6 +144,8 @@ def packed_linear_te(
         int32 [M]: row i of the result is of row ``rows[i]`` of x (``gather = "x"``), or of x and
         the residual (``"both"``), which are matrices then. int32 [M, P], with ``"x"``: of the P
         rows ``rows[i]`` of x, side by side.
+    tile
+        What a record says, None for the default rules.
     """
     _, _, nt, kv = (int(s) for s in w.shape)
     pieces = 1 if rows is None or len(rows.shape) == 1 else int(rows.shape[1])
@@ -165,7 +168,7 @@ def packed_linear_te(
     total = te.compute([*outer, columns], product, name="acc")
     acc = te.compute(total.shape, lambda *i: total(*i) + bias(i[-1]), name="biased")
     spec = GemmSpec("packed_linear", epilogue, dot=dot, vectors=nt // lanes, offset=offset,
-                    chains=tuple(chains), fallback=fallback, gather=gather)
+                    chains=tuple(chains), fallback=fallback, gather=gather, tile=tile)
     added: Callable[..., Any] | None = residual
     if residual is not None and rows is not None and gather == "both":
         held, table = residual, rows

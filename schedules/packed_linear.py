@@ -3,6 +3,7 @@
 ``out[i, n] = epilogue(sum_k (x[i, k] + offset) * w[k, n] + bias[n])`` with weights packed as
 ``[N/nt, K/kv, nt, kv]`` int8. Loop order: column blocks (parallel), row tiles, K. One block's
 weights stay in the first-level cache while all rows pass; activations stream from the second level.
+A tile may also cut the rows into parts, and go through the parts or the blocks first.
 
 Activations that are not yet what the dot sequence loads (int8 for a 16-bit one, say) are converted
 once, in a first stage: it touches M*K elements where the matmul takes M*K*N/32 cycles. Where the
@@ -13,13 +14,14 @@ packed weights, through a panel that is sign-extended once a block.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
 
 from .builder import Writer, load, vector_type
 from .dot import dot_named
-from .gemm import GemmSpec, Tile
+from .gemm import GemmSpec, Tile, row_chunks
 from .kernel import GemmKernel
 from .operands import Operand, passes_of, product
 
@@ -61,7 +63,10 @@ class _Linear(GemmKernel):
                            "parallel")
             for dot in dict.fromkeys(dot for dot, _ in modes)
         }
-        with w.loop("block", self.blocks, "parallel") as block:
+        tile = self.tile if self.dot.rows == 1 else replace(self.tile, chunks=1)
+        chunks, self.chunk = row_chunks(self.x.rows, tile)
+        with w.loop("block", self.blocks * chunks, "parallel") as piece:
+            block = self._piece(piece, chunks)
             self.block = block
             self.first = block * self.nt
             self._lay_out_scales()
@@ -74,6 +79,18 @@ class _Linear(GemmKernel):
                     self._block()
         return w.prim_func(self.params, attrs)
 
+    def _piece(self, piece: Any, chunks: int) -> Any:
+        """Return a piece's column block; note the first of its rows."""
+        self.first_row = None
+        if chunks == 1:
+            return piece
+        block, part = tirx.floordiv(piece, chunks), tirx.floormod(piece, chunks)
+        if self.tile.by_rows:
+            block, part = tirx.floormod(piece, self.blocks), tirx.floordiv(piece, self.blocks)
+        last = tirx.const(self.x.rows - self.chunk, "int32")
+        self.first_row = self.w.bind("chunk", tirx.min(part * self.chunk, last))
+        return self.w.bind("block", block)
+
     def _modes(self) -> dict[tuple[str, int], list[int]]:
         """Return the column blocks of each (dot sequence, chain) in use."""
         spec = self.spec
@@ -85,7 +102,7 @@ class _Linear(GemmKernel):
 
     def _block(self) -> None:
         self._expand_weights()
-        self.all_rows(self.x.rows)
+        self.all_rows(self.chunk, self.first_row)
 
     def _expand_weights(self) -> None:
         """Sign-extend the block's weights into a local panel, if tile or layout want it."""

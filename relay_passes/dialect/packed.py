@@ -17,17 +17,19 @@ fold_zero  whether the zero point then fits the rounding constants
 gather     "x" or "both", if a last argument ``rows``, int32 [M], says of which row of ``x`` (or of
            ``x`` and ``res``), then matrices, each row of the result is made; int32 [M, P] with
            "x": of which P rows, side by side
+tile       a record's tile as JSON; without it the default rules hold
 =========  ======================================================================================
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from tvm import relax, te
 
-from schedules.gemm import Epilogue
+from schedules.gemm import Epilogue, Tile
 from schedules.matmul import packed_linear_te
 
 from .checking import ACTIVATION_DTYPES, dtype_interval, fail, output_interval, tensor_of
@@ -110,6 +112,7 @@ def _compute(tensors: Sequence[te.Tensor], attrs: Any) -> te.Tensor:
         residual=residual,
         rows=rows,
         gather=gather,
+        tile=Tile(**json.loads(attrs["tile"])) if "tile" in attrs else None,
     )
 
 
