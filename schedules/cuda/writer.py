@@ -1,0 +1,129 @@
+"""The TIR writer of CUDA kernels: a grid of blocks of threads, memory by scope, device functions.
+
+One :class:`CudaWriter` writes one PrimFunc that becomes one kernel launch::
+
+    w = CudaWriter(blocks=(M // 64, N // 64), threads=128)
+    tile = w.shared("tile", 64 * 80, "int8")
+    ...
+    func = w.prim_func([x, weights, out], {"global_symbol": "main"})
+
+Loops over registers must be ``unrolled``: an array indexed by a run-time number would lie in
+device memory ("local memory"), which the resource report of a build shows and the tests forbid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from schedules.builder import Writer, const
+
+from .device import FUNCTIONS
+
+__all__ = ["CudaWriter", "pointer"]
+
+_ALIGNMENT = 128
+"""Alignment of shared buffers, bytes: one row of the 32 banks."""
+
+
+def pointer(buffer: Any, index: Any) -> Any:
+    """Return the address of an element of a flat buffer."""
+    if isinstance(index, int):
+        index = tirx.const(index, "int32")
+    return tirx.address_of(tirx.BufferLoad(buffer, [index]))
+
+
+class CudaWriter(Writer):
+    """Writes the body of a kernel; see the module's docstring.
+
+    Parameters
+    ----------
+    blocks
+        Extents of ``blockIdx.x``, ``.y``, ``.z``, one to three.
+    threads
+        Extent of ``threadIdx.x``.
+
+    Attributes
+    ----------
+    block
+        The block's indices.
+    thread, lane, warp
+        The thread's index in its block; in its warp; its warp's index.
+    """
+
+    def __init__(self, blocks: Sequence[int], threads: int) -> None:
+        super().__init__()
+        self._axes = [(self._axis(f"blockIdx.{axis}", extent), extent)
+                      for axis, extent in zip("xyz", blocks, strict=False)]
+        self._axes.append((self._axis("threadIdx.x", threads), threads))
+        self.block = [axis.var for axis, _ in self._axes[:-1]]
+        self.threads = threads
+        self.thread = self._axes[-1][0].var
+        self._views: list[Any] = []
+        self._shared_bytes = 0
+        self.lane = self.bind("lane", self.thread % 32)
+        self.warp = self.bind("warp", tirx.floordiv(self.thread, tirx.const(32, "int32")))
+
+    @staticmethod
+    def _axis(tag: str, extent: int) -> Any:
+        var = tirx.Var(tag.replace(".", "_"), "int32")
+        return tirx.IterVar(tvm.ir.Range(0, extent), var, tirx.IterVar.ThreadIndex, tag)
+
+    def shared(self, name: str, size: int, dtype: str) -> Any:
+        """Allocate shared memory: a flat buffer of ``size`` elements, 128-byte aligned.
+
+        It is there for the whole kernel, whose buffers never share a byte.
+        """
+        width = tvm.DataType(dtype).bits // 8
+        view = tirx.decl_buffer([size], dtype, self._fresh(name), scope="shared.dyn",
+                                elem_offset=self._shared_bytes // width)
+        self._views.append(view)
+        self._shared_bytes += -(-size * width // _ALIGNMENT) * _ALIGNMENT
+        return view
+
+    def registers(self, name: str, size: int, dtype: str = "int32") -> Any:
+        """Allocate an array of one thread; every index must be constant once loops are unrolled."""
+        # Accesses by address are of a view, for TVM makes an array as small as it thinks is touched.
+        array, view = (tirx.decl_buffer([size], dtype, self._fresh(name), scope="local")
+                       for _ in range(2))
+        self.emit(tirx.AllocBuffer(array))
+        self.emit(tirx.DeclBuffer(view, data=array.data))
+        return view
+
+    def barrier(self) -> None:
+        """Wait for all threads of the block; what they wrote to shared memory is then seen."""
+        self.emit(tirx.Evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared")))
+
+    def value(self, name: str, *args: Any) -> Any:
+        """Return the call of a device function as an expression."""
+        from tvm.backend.cuda.op import cuda_func_call
+
+        function = FUNCTIONS[name]
+        exact = [const(arg, "int32") if isinstance(arg, int) else arg for arg in args]
+        return cuda_func_call(name, *exact, source_code=function.source,
+                              return_type=function.returns)
+
+    def call(self, name: str, *args: Any) -> None:
+        """Call a device function for what it does."""
+        self.emit(tirx.Evaluate(self.value(name, *args)))
+
+    def _declarations(self) -> list[Any]:
+        # TVM's passes know little of accesses through addresses: left alone they make shared buffers
+        # smaller and lay them over each other. One allocation and views leave nothing to plan.
+        if not self._views:
+            return []
+        arena = tirx.decl_buffer([self._shared_bytes], "uint8", self._fresh("arena"),
+                                 scope="shared.dyn")
+        return [tirx.AllocBuffer(arena),
+                *(tirx.DeclBuffer(view, data=arena.data) for view in self._views)]
+
+    def prim_func(self, params: Sequence[Any], attrs: Mapping[str, Any]) -> tirx.PrimFunc:
+        """Close the function."""
+        body: Any = tirx.SeqStmt([*self._declarations(), *self._stack[0]])
+        for axis, extent in reversed(self._axes):
+            body = tirx.AttrStmt(axis, "thread_extent", tirx.const(extent, "int32"), body)
+        self._stack[0] = [body]
+        return super().prim_func(params, attrs)
