@@ -71,9 +71,7 @@ class Artifact:
         try:
             module = _load_module(self.path.resolve())
             self._vm = relax.VirtualMachine(module, self._device)
-            raw = self._vm["vitq_metadata"]().numpy().tobytes()
-            self.metadata: dict[str, Any] = json.loads(raw.decode())
-            details = self._compressed("vitq_details")
+            details = self._read_metadata()
         except VitqError:
             raise
         except Exception as why:
@@ -87,6 +85,13 @@ class Artifact:
         self.metadata |= details
         self._main = self._vm["main"]
         self._main_codes = self._vm["main_codes"]
+
+    def _read_metadata(self) -> dict[str, Any]:
+        """Read the metadata; return the part of it that is stored compressed."""
+        raw = self._stored("vitq_metadata").tobytes()
+        self.metadata: dict[str, Any] = json.loads(raw.decode())
+        details: dict[str, Any] = self._compressed("vitq_details")
+        return details
 
     def _check_format(self) -> None:
         found = self.metadata.get("format") if isinstance(self.metadata, dict) else None
@@ -214,18 +219,26 @@ class Artifact:
             missing = size - len(part)
             if missing:
                 part = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-            result = function(self._tensor(np.ascontiguousarray(part), self._device)).numpy()
-            out.append(result[: size - missing])
+            out.append(self._call(function, np.ascontiguousarray(part))[: size - missing])
         return np.concatenate(out)
+
+    def _call(self, function: Any, part: np.ndarray) -> np.ndarray:
+        result: np.ndarray = function(self._tensor(part, self._device)).numpy()
+        return result
+
+    def _stored(self, function: str) -> np.ndarray:
+        """Return a tensor that the artefact holds."""
+        result: np.ndarray = self._vm[function]().numpy()
+        return result
 
     # -- proof -----------------------------------------------------------------------------------
     @property
     def golden(self) -> tuple[np.ndarray, np.ndarray]:
         """Stored input codes ``[V, ...]`` and the logit codes ``[V, classes]`` they must give."""
-        stored = self._vm["vitq_golden_inputs"]().numpy()
+        stored = self._stored("vitq_golden_inputs")
         shift = int(self.metadata.get("golden", {}).get("shift", 0))
         codes = expand(stored, shift, self.metadata["input"]["codes"]["dtype"])
-        return codes, self._vm["vitq_golden_logits"]().numpy()
+        return codes, self._stored("vitq_golden_logits")
 
     @property
     def bounds(self) -> list[dict[str, Any]]:
@@ -234,7 +247,7 @@ class Artifact:
         return rows
 
     def _compressed(self, function: str) -> Any:
-        return json.loads(zlib.decompress(self._vm[function]().numpy().tobytes()))
+        return json.loads(zlib.decompress(self._stored(function).tobytes()))
 
     def verify(self) -> dict[str, Any]:
         """Replay the golden vectors and compare the logit codes, bit for bit.

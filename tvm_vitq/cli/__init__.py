@@ -12,6 +12,7 @@ from . import compile as _compile
 from . import eval as _eval
 from . import inspect as _inspect
 from . import package as _package
+from . import rpc_server as _rpc_server
 from . import run as _run
 from . import verify as _verify
 from .common import OneLineGroup
@@ -33,6 +34,7 @@ app.command("inspect")(_inspect.command)
 app.command("verify")(_verify.command)
 app.command("bench")(_bench.command)
 app.command("package")(_package.command)
+app.command("rpc-server")(_rpc_server.command)
 
 
 def main() -> None:

@@ -10,6 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from relay_passes.errors import VitqError
+
+from .board import KeyOption, RpcOption, TimeoutOption, TrackerOption, asked, board
 from .common import DebugOption, JsonOption, emit, progress_bar, verb
 
 __all__ = ["command", "tables"]
@@ -45,32 +48,54 @@ def command(
         bool, typer.Option("--per-layer", help="Also time every kernel of the artefact.")
     ] = False,
     plot: Annotated[Path | None, typer.Option("--plot", help="Bar chart to write (PNG).")] = None,
+    rpc: RpcOption = None,
+    tracker: TrackerOption = None,
+    key: KeyOption = None,
+    timeout: TimeoutOption = 60,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure ARTIFACT against other runtimes, interleaved, on the same cores."""
+    """Measure ARTIFACT against other runtimes, interleaved, on the same cores.
+
+    On a board (--rpc, --tracker) it is measured alone: the other runtimes are on this machine.
+    """
     with verb(debug):
-        from tvm_vitq.artifact.output import check_output
-        from tvm_vitq.bench.compare import compare
+        if asked(rpc, tracker, key):
+            for flag, given in (("--peers", peers not in ("all", "none")), ("--plot", plot),
+                                ("--per-layer", per_layer), ("--model", model),
+                                ("--checkpoint", checkpoint)):  # fmt: skip
+                if given:
+                    raise VitqError(f"{flag} is for this machine: on a board only the artefact is "
+                                    "timed, as a whole")  # fmt: skip
+            from tvm_vitq.remote import bench as remote
 
-        if plot is not None:
-            check_output(plot)
-        with progress_bar(pairs, "start") as (advance, say):
-            document = compare(
-                artifact, peers, threads, batch, pairs, warmup, model, checkpoint, per_layer,
-                say, advance,
-            )  # fmt: skip
-        if plot is not None:
-            from tvm_vitq.bench.chart import draw
+            with (
+                board(rpc, tracker, key, timeout) as session,
+                progress_bar(pairs, session.where) as (advance, _),
+            ):
+                document = remote.bench(artifact, session, threads, batch, pairs, warmup, advance)
+        else:
+            from tvm_vitq.artifact.output import check_output
+            from tvm_vitq.bench.compare import compare
 
-            document["plot"] = str(draw(document, plot))
+            if plot is not None:
+                check_output(plot)
+            with progress_bar(pairs, "start") as (advance, say):
+                document = compare(
+                    artifact, peers, threads, batch, pairs, warmup, model, checkpoint, per_layer,
+                    say, advance,
+                )  # fmt: skip
+            if plot is not None:
+                from tvm_vitq.bench.chart import draw
+
+                document["plot"] = str(draw(document, plot))
 
     def show(console: Console) -> None:
-        for table in tables(document):
+        for table in [_board_table(document)] if "server" in document else tables(document):
             console.print(table)
         for reason in _reasons(document["layers"]) if per_layer else ():
             console.print(reason, markup=False)
-        for left_out in document["skipped"]:
+        for left_out in document.get("skipped", ()):
             console.print(f"{left_out['runner']}: {left_out['reason']}", markup=False)
         if "note" in document:
             console.print(document["note"], markup=False)
@@ -78,6 +103,19 @@ def command(
             console.print(f"written: {plot}")
 
     emit(document, json, show)
+
+
+def _board_table(document: dict[str, Any]) -> Table:
+    (row,) = document["results"]
+    threads = f"{document['threads']} thread" + "s" * (document["threads"] > 1)
+    title = f"{document['model']}, batch {document['batch']}, {threads}, on {document['server']}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("target", "median ms", "10-90 %", "least ms", "runs"):
+        table.add_column(heading, justify="left" if heading == "target" else "right", no_wrap=True)
+    table.add_row(document["target"], f"{row['median_ms']:.3f}",
+                  f"{row['p10_ms']:.2f}-{row['p90_ms']:.2f}", f"{row['min_ms']:.3f}",
+                  str(row["runs"]))  # fmt: skip
+    return table
 
 
 def tables(document: dict[str, Any]) -> list[Table]:

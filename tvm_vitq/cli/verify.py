@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from relay_passes.errors import VitqError
+
+from .board import KeyOption, RpcOption, TimeoutOption, TrackerOption, asked, board
 from .common import DebugOption, JsonOption, ThreadsOption, emit, fail_check, verb
 
 __all__ = ["command"]
@@ -19,13 +22,24 @@ def command(
         str | None,
         typer.Option("--with", help="Emulator for another machine's artefact, as qemu-aarch64."),
     ] = None,
+    rpc: RpcOption = None,
+    tracker: TrackerOption = None,
+    key: KeyOption = None,
+    timeout: TimeoutOption = 60,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Replay the golden vectors stored in ARTIFACT: equal or not, bit for bit."""
     with verb(debug):
-        if emulator is not None:
+        if asked(rpc, tracker, key):
+            from tvm_vitq.remote.artifact import RemoteArtifact
+
+            if emulator is not None:
+                raise VitqError("--with replays here and --rpc on a board: give one of them")
+            with board(rpc, tracker, key, timeout) as session:
+                found = RemoteArtifact(artifact, session, threads).verify()
+        elif emulator is not None:
             from tvm_vitq.artifact.emulate import emulated_verify
 
             found = emulated_verify(artifact, emulator)
@@ -36,8 +50,9 @@ def command(
 
     def show(console: Console) -> None:
         words = "equal" if found["equal"] else "NOT equal"
+        place = f" on {found['server']}" if "server" in found else ""
         console.print(
-            f"{artifact}: {words}: {found['vectors']} golden vectors, "
+            f"{artifact}: {words}{place}: {found['vectors']} golden vectors, "
             f"{found['logits_compared']} logits compared, {found['logits_different']} different"
         )
 
