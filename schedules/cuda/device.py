@@ -90,15 +90,15 @@ def _wait(left: int) -> DeviceFunction:
 
 def _words(size: int) -> list[DeviceFunction]:
     """Return load and store of ``size`` neighbouring bytes, aligned so, as 32-bit words."""
-    kind = {8: "int2", 16: "int4"}[size]
-    fields = "xyzw"[: size // 4]
-    unpack = " ".join(f"d[{i}] = v.{f};" for i, f in enumerate(fields))
-    pack = ", ".join(f"s[{i}]" for i in range(size // 4))
+    kind = {4: "int", 8: "int2", 16: "int4"}[size]
+    fields = ["v"] if size == 4 else [f"v.{field}" for field in "xyzw"[: size // 4]]
+    unpack = " ".join(f"d[{i}] = {field};" for i, field in enumerate(fields))
+    pack = "s[0]" if size == 4 else f"make_{kind}({', '.join(f's[{i}]' for i in range(size // 4))})"
     return [
         _function(f"vitq_load{size}(int* d, const void* from)",
                   f"  {kind} v = *reinterpret_cast<const {kind}*>(from);\n  {unpack}"),
         _function(f"vitq_store{size}(void* to, const int* s)",
-                  f"  *reinterpret_cast<{kind}*>(to) = make_{kind}({pack});"),
+                  f"  *reinterpret_cast<{kind}*>(to) = {pack};"),
     ]
 
 
@@ -111,7 +111,7 @@ _ALL = [
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif"""),
     *(_wait(left) for left in range(5)),
-    *(one for size in (8, 16) for one in _words(size)),
+    *(one for size in (4, 8, 16) for one in _words(size)),
     _function("vitq_shuffle_xor(int value, int lanes)",
               "  return __shfl_xor_sync(0xffffffffu, value, lanes);", "int32"),
     _function("vitq_dot4(int a, int b, int c)", "  return __dp4a(a, b, c);", "int32"),
