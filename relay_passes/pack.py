@@ -11,7 +11,8 @@ After (``nt`` columns a block, ``kv`` channels a group, as the dot sequence want
 The packed weights replace the original ones, so weights are still stored once, as int8. Where the
 instruction set has no kernels nothing changes. The dot sequence is chosen for each layer (and,
 within it, each column block) from the weights and the proved interval of the activations' codes:
-see ``schedules.packing``.
+see ``schedules.packing``. Records of tuning may say otherwise, and how the kernel is cut: the
+packed call then has the attribute ``tile``.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from tvm.relax.expr_functor import PyExprMutator
 
 from schedules.isa import ISA
 from schedules.packing import LinearPlan, narrow_form, pack, pad_columns, plan_linear
+from schedules.records import Schedules
+from schedules.spaces.linear import linear_task
+from schedules.task import Point
 
 from .check_ranges import code_intervals
 from .dialect import packed as _packed_dialect
 from .dialect.registry import Interval, call, constant, constant_of, is_vitq_call
 
-__all__ = ["PackWeights"]
+__all__ = ["LINEAR", "PackWeights", "pack_linear", "plan_of"]
 
 assert _packed_dialect  # registers the packed operators
 
@@ -63,6 +67,8 @@ def pack_linear(node: relax.Call, plan: LinearPlan) -> relax.Call:
         attrs |= flags
     args += node.args[5:]
     name = node.op.name.removeprefix("vitq.")
+    if plan.schedule:
+        attrs["tile"] = plan.schedule
     return call(
         f"packed_{name}", x, *args, **attrs, columns=int(w.shape[1]), dot=plan.dot.name,
         lanes=plan.dot.lanes, offset=plan.offset, chains=list(plan.chains),
@@ -70,11 +76,42 @@ def pack_linear(node: relax.Call, plan: LinearPlan) -> relax.Call:
     )
 
 
+def plan_of(
+    node: relax.Call, isa: ISA, codes: tuple[int, int] | None, schedules: Schedules
+) -> LinearPlan | None:
+    """Return the plan of a ``vitq.linear*`` call with constant parameters.
+
+    Parameters
+    ----------
+    node
+        The call.
+    isa
+        Instruction set.
+    codes
+        Proved interval of its activations; None: their dtype's.
+    schedules
+        Say how the task is to be cut.
+    """
+    x, w = node.args[0].ty, constant(node.args[1])
+    rows = int(np.prod([int(extent) for extent in x.shape.values[:-1]]))
+    residual = str(node.args[5].ty.dtype) if len(node.args) > 5 else ""
+
+    def choose(chain: int) -> Point | None:
+        name, shape = node.op.name.removeprefix("vitq."), (rows, w.shape[1], w.shape[0])
+        return schedules.point(
+            linear_task(name, shape, str(x.dtype), str(node.ty.dtype), residual, chain))
+
+    return plan_linear(isa, str(x.dtype), rows, w, codes, choose)
+
+
 @relax.expr_functor.mutator
 class _Pack(PyExprMutator):
-    def __init__(self, mod: tvm.IRModule, isa: ISA, intervals: dict[relax.Var, Any]) -> None:
+    def __init__(
+        self, mod: tvm.IRModule, isa: ISA, intervals: dict[relax.Var, Any], schedules: Schedules
+    ) -> None:
         super().__init__(mod)
         self.isa = isa
+        self.schedules = schedules
         self.intervals = intervals
 
     def visit_call_(self, node: relax.Call) -> relax.Expr:
@@ -85,11 +122,8 @@ class _Pack(PyExprMutator):
         constants = node.args[1:3] if len(node.args) == 3 else node.args[1:5]
         if any(constant_of(c) is None for c in constants):
             return node
-        x = node.args[0].ty
-        shape = [int(extent) for extent in x.shape.values]
-        w = constant(node.args[1])
         interval = (codes.lo, codes.hi) if isinstance(codes, Interval) else None
-        plan = plan_linear(self.isa, str(x.dtype), int(np.prod(shape[:-1])), w, interval)
+        plan = plan_of(node, self.isa, interval, self.schedules)
         return node if plan is None else pack_linear(node, plan)
 
 
@@ -97,8 +131,9 @@ class _Pack(PyExprMutator):
 class PackWeights:
     """Rewrite every weight matmul into its packed form for one instruction set."""
 
-    def __init__(self, isa: ISA) -> None:
+    def __init__(self, isa: ISA, schedules: Schedules | None = None) -> None:
         self.isa = isa
+        self.schedules = schedules or Schedules.shipped(isa)
 
     def transform_module(
         self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
@@ -106,7 +141,7 @@ class PackWeights:
         """Rewrite every Relax function of the module."""
         for gvar, func in mod.functions_items():
             if isinstance(func, relax.Function):
-                mutator = _Pack(mod, self.isa, code_intervals(func))
+                mutator = _Pack(mod, self.isa, code_intervals(func), self.schedules)
                 mutator.builder_.update_func(gvar, mutator.visit_expr(func))
                 mod = mutator.builder_.get()
         return mod

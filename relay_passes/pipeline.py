@@ -14,6 +14,7 @@ from tvm import relax
 
 from schedules.apply import ApplySchedules
 from schedules.isa import ISA, isa_for
+from schedules.records import Schedules
 
 from .check_integer_only import check_integer_only, check_integer_only_tir
 from .check_ranges import check_ranges
@@ -61,18 +62,27 @@ def lower(mod: tvm.IRModule, dump_ir: str | Path | None = None) -> tvm.IRModule:
     return mod
 
 
-def build_passes(isa: ISA) -> list[tvm.transform.Pass]:
-    """Return the passes from the integer dialect to a VM-ready module for one instruction set."""
+def build_passes(isa: ISA, schedules: Schedules | None = None) -> list[tvm.transform.Pass]:
+    """Return the passes from the integer dialect to a VM-ready module for one instruction set.
+
+    Parameters
+    ----------
+    isa
+        Instruction set.
+    schedules
+        Records of tuning; None takes those that ship with the package.
+    """
+    schedules = schedules or Schedules.shipped(isa)
     return [
         # Integer dialect to kernels. Split first: packing relies on the ranges of main_codes, whose
         # callers may pass any code of the input's dtype.
         SplitBoundary(),
         HoistSlices(),
-        PackWeights(isa),
+        PackWeights(isa, schedules),
         FoldLayout(isa),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
-        ApplySchedules(isa),
+        ApplySchedules(isa, schedules),
         check_integer_only_tir(),
         # Relax to the virtual machine.
         relax.transform.RewriteDataflowReshape(),

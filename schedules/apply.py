@@ -2,7 +2,8 @@
 
 A PrimFunc whose last block carries a :class:`~schedules.gemm.GemmSpec` gets the matmul kernel of
 the instruction set; everything else gets the rule for its shape of loops. Functions that are
-scheduled already (attribute ``tirx.is_scheduled``) are left alone.
+scheduled already (attribute ``tirx.is_scheduled``) are left alone. How a kernel is cut is looked up
+in the records of tuning; the default rules hold where these say nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from .dot import dot_named
 from .elementwise import schedule_generic
 from .gemm import ANNOTATION, GemmSpec, Tile, default_tile, linear_tile
 from .isa import ISA
-from .rows import lower_rows
+from .records import Schedules
+from .rows import lower_rows, task_of_rows
 from .rowwise import is_rowwise, schedule_rowwise
+from .spaces.matmul import matmul_task
+from .task import Task
 
-__all__ = ["SCHEDULED", "ApplySchedules", "gemm_spec", "schedule_function"]
+__all__ = ["SCHEDULED", "ApplySchedules", "gemm_spec", "schedule_function", "task_of"]
 
 SCHEDULED = "tirx.is_scheduled"
 
@@ -56,12 +60,40 @@ def _attrs(func: tirx.PrimFunc) -> dict[str, Any]:
     return {str(key): func.attrs[key] for key in list(func.attrs.keys())}
 
 
-def schedule_function(func: tirx.PrimFunc, isa: ISA, tile: Tile | None = None) -> tirx.PrimFunc:
-    """Return ``func`` scheduled for ``isa``; ``tile`` overrides the default of a matmul."""
+def task_of(func: tirx.PrimFunc) -> Task | None:
+    """Return the task of an unscheduled PrimFunc that is looked up here, None if it has none.
+
+    Weight matmuls are looked up when they are packed (``relay_passes.pack``).
+    """
+    spec = gemm_spec(func)
+    if spec is None:
+        return task_of_rows(func, [block for block in blocks_of(func.body) if block.iter_vars])
+    return matmul_task(func, spec) if spec.kind == "matmul" else None
+
+
+def schedule_function(
+    func: tirx.PrimFunc, isa: ISA, tile: Tile | None = None, schedules: Schedules | None = None
+) -> tirx.PrimFunc:
+    """Return ``func`` scheduled for ``isa``.
+
+    Parameters
+    ----------
+    func
+        Made of TE stages.
+    isa
+        Instruction set.
+    tile
+        Of a matmul; None takes what the records say, or the default rules.
+    schedules
+        The records; None for the default rules alone.
+    """
     spec = gemm_spec(func) if isa.has_kernels else None
+    task = task_of(func) if isa.has_kernels and schedules is not None else None
+    point = schedules.point(task) if schedules is not None and task is not None else None
     if spec is not None and spec.kind == "packed_linear":
         from .packed_linear import packed_linear
 
+        tile = tile or spec.tile
         if tile is None:
             shape = [int(extent) for extent in func.params[-1].shape]
             rows = 1
@@ -70,7 +102,7 @@ def schedule_function(func: tirx.PrimFunc, isa: ISA, tile: Tile | None = None) -
             tile = linear_tile(isa, spec, rows, shape[-1])
         return packed_linear(list(func.params), spec, tile, _attrs(func))
     if spec is not None and spec.kind == "matmul":
-        kernel = _matmul_kernel(func, spec, isa, tile)
+        kernel = _matmul_kernel(func, spec, isa, tile or (Tile.of(point) if point else None))
         if kernel is not None:
             return kernel
     if isa.has_kernels:
@@ -78,7 +110,7 @@ def schedule_function(func: tirx.PrimFunc, isa: ISA, tile: Tile | None = None) -
         lowered = None
         if "neon" in isa.features and len(blocks) == 1:
             lowered = byte_lookup(func, blocks[0], _attrs(func))
-        lowered = lowered or lower_rows(func, blocks, isa, _attrs(func))
+        lowered = lowered or lower_rows(func, blocks, isa, _attrs(func), point)
         if lowered is not None:
             return lowered
     if is_rowwise(func):
@@ -107,8 +139,9 @@ def _matmul_kernel(
 class ApplySchedules:
     """Schedule every PrimFunc of a module for one instruction set."""
 
-    def __init__(self, isa: ISA) -> None:
+    def __init__(self, isa: ISA, schedules: Schedules | None = None) -> None:
         self.isa = isa
+        self.schedules = schedules or Schedules.shipped(isa)
 
     def transform_module(
         self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
@@ -117,7 +150,7 @@ class ApplySchedules:
         updates = {}
         for gvar, func in mod.functions_items():
             if isinstance(func, tirx.PrimFunc) and not func.attrs.get(SCHEDULED, False):
-                done = schedule_function(func, self.isa)
+                done = schedule_function(func, self.isa, schedules=self.schedules)
                 updates[gvar] = done.with_attr(SCHEDULED, True)
         result = mod.clone()
         for gvar, func in updates.items():

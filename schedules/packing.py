@@ -7,8 +7,10 @@ dot sequence and the block for an instruction set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from .dot import Dot, dot_named
 from .gemm import Tile, default_tile
 from .isa import ISA
 from .kernel import BITS
+from .task import Point
 
 __all__ = ["CHAINS", "LinearPlan", "chains_of", "narrow_form", "pack", "pad_columns",
            "plan_linear", "scalar_form", "short_limit", "short_windows", "unpack"]
@@ -28,13 +31,14 @@ CHAINS = (1, 2, 4)
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """The chosen form of one weight matmul."""
+    """The chosen form of one weight matmul; ``schedule`` is a record's tile as JSON, if any."""
 
     dot: Dot
     tile: Tile
     offset: int
     fallback: str = ""
     chains: tuple[int, ...] = ()
+    schedule: str = ""
 
     @property
     def nt(self) -> int:
@@ -48,6 +52,7 @@ def plan_linear(
     rows: int,
     w: np.ndarray,
     codes: tuple[int, int] | None = None,
+    choose: Callable[[int], Point | None] | None = None,
 ) -> LinearPlan | None:
     """Choose dot sequence and tile for a matmul of ``rows`` rows by the weights ``w``.
 
@@ -66,6 +71,9 @@ def plan_linear(
         int8 [K, N].
     codes
         Proved interval of the activations' codes; None: their dtype's.
+    choose
+        Returns a point of :mod:`schedules.spaces.linear`, or None for the default rules; it is told
+        how many groups of K most column blocks may add in int16.
 
     Returns
     -------
@@ -74,6 +82,40 @@ def plan_linear(
     """
     if not isa.has_kernels:
         return None
+    plan = _default_plan(isa, dtype, rows, w, codes)
+    if choose is None:
+        return plan
+    point = choose(Counter(plan.chains).most_common(1)[0][0] if plan.chains else 0)
+    return plan if point is None else _plan_at(point, plan, isa, dtype, w, codes)
+
+
+def _plan_at(
+    point: Point, default: LinearPlan, isa: ISA, dtype: str, w: np.ndarray,
+    codes: tuple[int, int] | None,
+) -> LinearPlan:
+    """Return the plan of a point, whatever its sequence is exact for."""
+    tile = Tile.of(point)
+    low, high = codes or (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    if point["dot"] == default.dot.name:
+        plan = replace(default, tile=tile)
+    else:
+        dot = dot_named(isa.dot(dtype))
+        plan = LinearPlan(dot, tile, dot.offset(dtype))
+    packed = pack(w, plan.nt, plan.dot.kv) if plan.chains else None
+    if packed is not None and plan.dot.name == "smlal8":
+        found = smlal_chains(packed, low + plan.offset, high + plan.offset)
+        plan = replace(plan, chains=tuple(found))
+    elif packed is not None:
+        found = chains_of(packed, high + plan.offset)
+        most = point["chain"] or max(CHAINS)
+        plan = replace(plan, chains=tuple(min(chain, most) for chain in found))
+    return replace(plan, schedule=json.dumps(asdict(tile), sort_keys=True))
+
+
+def _default_plan(
+    isa: ISA, dtype: str, rows: int, w: np.ndarray, codes: tuple[int, int] | None
+) -> LinearPlan:
+    """Return the plan of the default rules."""
     dot = dot_named(isa.dot(dtype))
     tile = default_tile(isa, rows, w.shape[1], dot)
     plan = LinearPlan(dot, tile, dot.offset(dtype))

@@ -24,16 +24,20 @@ from .elementwise import is_lookup
 from .isa import ISA
 from .lanes import Lanes, Unsupported, Value
 from .reductions import reduction
+from .spaces.rows import default_rows, rows_task
+from .task import Point, Task
 from .words import words_for
 
-__all__ = ["lower_rows"]
-
-CACHE_BYTES = 12 * 1024
+__all__ = ["Stage", "lower_rows", "row_stages", "stage_of", "task_of_rows"]
 
 
 @dataclass
-class _Stage:
-    """One block: what it stores, over which axes."""
+class Stage:
+    """One block: what it stores, over which axes.
+
+    ``kind`` is "element" (``column`` is its last axis), "row", a reduction over ``column`` ("Add"
+    or "Max"), or "map" of a block that is not sorted into rows and elements yet.
+    """
 
     name: str
     rows: list[Any]
@@ -43,7 +47,8 @@ class _Stage:
     kind: str
 
 
-def _stage(block: Any) -> _Stage | None:
+def stage_of(block: Any) -> Stage | None:
+    """Return what a block stores, None if it is no plain stage."""
     store = block.body
     if not isinstance(store, tirx.BufferStore):
         return None
@@ -55,17 +60,17 @@ def _stage(block: Any) -> _Stage | None:
         return None
     names = [v.var for v in spatial]
     if not reduced:
-        return _Stage(block.name_hint, names, None, store.buffer, store.value, "map")
+        return Stage(block.name_hint, names, None, store.buffer, store.value, "map")
     kind = type(store.value).__name__
     if kind not in ("Add", "Max"):
         return None
     value = store.value.b
-    return _Stage(block.name_hint, names, reduced[0].var, store.buffer, value, kind)
+    return Stage(block.name_hint, names, reduced[0].var, store.buffer, value, kind)
 
 
-def _stages(func: tirx.PrimFunc, blocks: Sequence[Any]) -> list[_Stage] | None:
+def row_stages(func: tirx.PrimFunc, blocks: Sequence[Any]) -> list[Stage] | None:
     """Return the stages with element stages' last axis split off, None if they do not qualify."""
-    stages = [_stage(block) for block in blocks]
+    stages = [stage_of(block) for block in blocks]
     if not stages or any(stage is None for stage in stages):
         return None
     last = stages[-1]
@@ -73,15 +78,15 @@ def _stages(func: tirx.PrimFunc, blocks: Sequence[Any]) -> list[_Stage] | None:
     shape = [int(extent) for extent in last.buffer.shape]
     if last.kind != "map" or not last.rows or not last.buffer.same_as(func.params[-1]):
         return None
-    found: list[_Stage] = []
+    found: list[Stage] = []
     for stage in stages:
         assert stage is not None
         extents = [int(extent) for extent in stage.buffer.shape]
         if stage.kind == "map" and extents == shape:
             *rows, column = stage.rows
-            found.append(_Stage(stage.name, rows, column, stage.buffer, stage.value, "element"))
+            found.append(Stage(stage.name, rows, column, stage.buffer, stage.value, "element"))
         elif stage.kind == "map" and extents == shape[:-1]:
-            found.append(_Stage(stage.name, stage.rows, None, stage.buffer, stage.value, "row"))
+            found.append(Stage(stage.name, stage.rows, None, stage.buffer, stage.value, "row"))
         elif stage.kind in ("Add", "Max") and extents == shape[:-1]:
             found.append(stage)
         else:
@@ -93,13 +98,28 @@ def _bytes(buffer: Any) -> int:
     return int(np.dtype(str(buffer.dtype)).itemsize)
 
 
-def _passes(stages: Sequence[_Stage]) -> list[list[_Stage]]:
+def _local_bytes(stages: Sequence[Stage]) -> int:
+    """Return the bytes that a row's element stages take, 0 if there are no others."""
+    if all(stage.kind == "element" for stage in stages):
+        return 0
+    return sum(int(s.buffer.shape[-1]) * _bytes(s.buffer) for s in stages if s.kind == "element")
+
+
+def task_of_rows(func: tirx.PrimFunc, blocks: Sequence[s_tir.SBlock]) -> Task | None:
+    """Return the task of a PrimFunc that :func:`lower_rows` may take, else None."""
+    stages = row_stages(func, blocks)
+    if stages is None or is_lookup(blocks[-1]):
+        return None
+    return rows_task(func, _local_bytes(stages))
+
+
+def row_passes(stages: Sequence[Stage]) -> list[list[Stage]]:
     """Group neighbouring stages that one loop over rows can hold.
 
     Row stages go together, element stages and reductions too, except that nothing may read a
     reduction of its own pass, and an element stage is read where it is stored only.
     """
-    groups: list[list[_Stage]] = []
+    groups: list[list[Stage]] = []
     for stage in stages:
         last = groups[-1] if groups else []
         same = bool(last) and (stage.kind == "row") == (last[0].kind == "row")
@@ -126,7 +146,9 @@ def _reads(value: Any) -> set[Any]:
 
 
 class _Rows:
-    def __init__(self, func: tirx.PrimFunc, stages: list[_Stage], isa: ISA) -> None:
+    def __init__(
+        self, func: tirx.PrimFunc, stages: list[Stage], isa: ISA, point: Point | None
+    ) -> None:
         self.params = list(func.params)
         self.stages = stages
         self.w = Writer()
@@ -136,18 +158,10 @@ class _Rows:
         self.rows = 1
         for extent in outer:
             self.rows *= extent
-        self.width = isa.vector_bits // 16
-        while self.width > 1 and (
-            self.width > self.length
-            or (-(-self.length // self.width) * self.width > 1.1 * self.length
-            and self.width > 16)
-        ):
-            self.width //= 2
+        if point is None:
+            point = default_rows(isa, self.rows, self.length, _local_bytes(stages))
+        self.width, self.block = int(point["width"]), int(point["block"])
         self.words = words_for(isa, self.width)
-        local = sum(self.length * _bytes(s.buffer) for s in stages if s.kind == "element")
-        self.block = max(1, min(8, CACHE_BYTES // max(local, 1), self.rows))
-        if all(stage.kind == "element" for stage in stages):
-            self.block = 1
 
     def build(self, attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""
@@ -163,7 +177,7 @@ class _Rows:
                 dtype = str(stage.buffer.dtype)
                 size = self.block * row_length
                 self.local[stage.buffer] = w.alloc(stage.name, (size,), dtype)
-            for stages in _passes(self.stages):
+            for stages in row_passes(self.stages):
                 with w.loop("row", self.block) as slot:
                     row = group * self.block + slot
                     if self.rows % self.block:
@@ -171,7 +185,7 @@ class _Rows:
                     self._pass(stages, w.bind("index", row), slot)
         return w.prim_func(self.params, attrs)
 
-    def _pass(self, stages: list[_Stage], row: Any, slot: Any) -> None:
+    def _pass(self, stages: list[Stage], row: Any, slot: Any) -> None:
         """Write one pass over a row: row stages, or element stages and reductions."""
         self.slot = slot
         self.axes = dict(zip(stages[0].rows, self._split(row), strict=True))
@@ -202,7 +216,7 @@ class _Rows:
         for buffer, total in sums.items():
             self.w.store(self.local[buffer], total.result(), slot)
 
-    def _columns(self, stages: list[_Stage], column: Any, sums: Mapping[Any, Any],
+    def _columns(self, stages: list[Stage], column: Any, sums: Mapping[Any, Any],
                  fresh: int) -> None:
         """Write one vector of columns, the last ``fresh`` of which were not seen before."""
         lanes = self._lanes(column)
@@ -221,7 +235,7 @@ class _Rows:
             row = tirx.floordiv(row, extent)
         return [row, *indices] if self.outer else []
 
-    def _element(self, stage: _Stage, lanes: Lanes, value: Value, column: Any) -> None:
+    def _element(self, stage: Stage, lanes: Lanes, value: Value, column: Any) -> None:
         dtype = str(stage.buffer.dtype)
         code = lanes.to(value, dtype, True).code
         if stage.buffer in self.local:
@@ -291,7 +305,8 @@ class _Rows:
 
 
 def lower_rows(
-    func: tirx.PrimFunc, blocks: Sequence[s_tir.SBlock], isa: ISA, attrs: Mapping[str, Any]
+    func: tirx.PrimFunc, blocks: Sequence[s_tir.SBlock], isa: ISA, attrs: Mapping[str, Any],
+    point: Point | None = None,
 ) -> tirx.PrimFunc | None:
     """Return ``func`` as vector loops over rows, None if it does not qualify.
 
@@ -305,11 +320,13 @@ def lower_rows(
         Instruction set of the target.
     attrs
         Attributes of the new PrimFunc.
+    point
+        Of :mod:`schedules.spaces.rows`; None for the default.
     """
-    stages = _stages(func, blocks)
+    stages = row_stages(func, blocks)
     if stages is None or is_lookup(blocks[-1]):
         return None
     try:
-        return _Rows(func, stages, isa).build(attrs)
+        return _Rows(func, stages, isa, point).build(attrs)
     except Unsupported:
         return None

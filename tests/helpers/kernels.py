@@ -87,12 +87,13 @@ def linear_case(
     largest_weight: int | np.ndarray = 127,
     gather: str = "",
     pieces: int = 1,
+    point: dict[str, Any] | None = None,
 ) -> Case:
     """Return a packed linear kernel with random (or extreme) codes.
 
     ``codes`` narrows the activations' interval, ``largest_weight`` (of all columns, or of each) the
     weights. With ``gather``, the result has some of the rows in random order; with ``pieces``, the
-    rows are put together from that many random ones.
+    rows are put together from that many random ones. ``point`` is one of the linear's space.
     """
     where = resolve_target(target)
     isa = isa_for(where)
@@ -103,7 +104,9 @@ def linear_case(
     x = pick(low, high, (1, rows, depth)).astype(dtype)
     most = np.broadcast_to(largest_weight, (depth, columns))
     w = pick(-most, most, (depth, columns)).astype("int8")
-    plan = plan_linear(isa, dtype, rows, w, codes)
+    plan = plan_linear(isa, dtype, rows, w, codes, lambda _chain: point)
+    if point is not None:
+        tile = Tile.of(point)
     if tile is not None:
         plan = replace(plan, tile=tile)
     bias = rng.integers(-(10**5), 10**5, columns).astype("int32")
