@@ -16,10 +16,12 @@ from schedules.apply import ApplySchedules
 from schedules.isa import ISA, isa_for
 from schedules.records import Schedules
 
+from .capture_graph import CaptureGraph
 from .check_integer_only import check_integer_only, check_integer_only_tir
 from .check_ranges import check_ranges
 from .fold_layout import FoldLayout
 from .fuse_epilogues import FuseEpilogues
+from .group_kernels import GroupKernels
 from .hoist_slices import HoistSlices
 from .lower import LowerToInteger
 from .pack import PackWeights
@@ -73,6 +75,8 @@ def build_passes(isa: ISA, schedules: Schedules | None = None) -> list[tvm.trans
         Records of tuning; None takes those that ship with the package.
     """
     schedules = schedules or Schedules.shipped(isa)
+    gpu = isa.name == "cuda"
+    views = [relax.transform.RewriteDataflowReshape(), relax.transform.DeadCodeElimination()]
     return [
         # Integer dialect to kernels. Split first: packing relies on the ranges of main_codes, whose
         # callers may pass any code of the input's dtype.
@@ -82,16 +86,17 @@ def build_passes(isa: ISA, schedules: Schedules | None = None) -> list[tvm.trans
         FoldLayout(isa),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
+        *([*views, GroupKernels()] if gpu else []),
         ApplySchedules(isa, schedules),
         check_integer_only_tir(),
         # Relax to the virtual machine.
-        relax.transform.RewriteDataflowReshape(),
-        relax.transform.DeadCodeElimination(),  # of the kernels of what are views now
+        *views,  # and no kernels of what are views now
         TrustKernels(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
         relax.transform.StaticPlanBlockMemory(),
+        *([CaptureGraph()] if gpu else []),
         relax.transform.LowerAllocTensor(),
         relax.transform.KillAfterLastUse(),
         relax.transform.LowerRuntimeBuiltin(),

@@ -28,7 +28,7 @@ from .spaces.rows import default_rows, rows_task
 from .task import Point, Task
 from .words import words_for
 
-__all__ = ["Stage", "lower_rows", "row_stages", "stage_of", "task_of_rows"]
+__all__ = ["Stage", "lower_rows", "row_passes", "row_stages", "stage_of", "task_of_rows"]
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""Operators over rows on a GPU: LayerNorm, softmax, GELU, requantisation, sums of quantized tensors.
+"""Operators over rows on a GPU: LayerNorm, softmax, GELU, requantisation, sums of tensors.
 
 A PrimFunc qualifies as in :mod:`schedules.rows`: its stages are over elements ``[..., C]``, over
-rows, or reductions of the last axis. A row belongs to ``lanes`` neighbouring threads of a warp, each
-of which holds chunks of ``width`` neighbouring elements in registers; reductions go through
+rows, or reductions of the last axis. A row belongs to ``lanes`` neighbouring threads of a warp;
+each of them holds chunks of ``width`` neighbouring elements in registers; reductions go through
 registers and shuffles, and what is computed once a row is computed by all of its lanes. So a row is
 read once and written once, and there is neither shared memory nor a barrier.
 
@@ -343,3 +343,68 @@ class _Rows:
             return self.w.value("vitq_bytes", *codes, 0x5410)
         pairs = [self.w.value("vitq_bytes", *codes[i : i + 2], 0x0040) for i in (0, 2)]
         return self.w.value("vitq_bytes", *pairs, 0x5410)
+
+    # Expressions
+
+    def _expressions(self, stage: Stage, place: tuple[Any, Any] | None, words: Mapping[Any, Any],
+                     i: Any = None) -> Expressions:
+        """Return a translator of a stage's expressions at ``place``: (in registers, column)."""
+        axes = dict(zip(stage.rows, self.places, strict=True))
+        if stage.column is not None and place is not None:
+            axes[stage.column] = place[1]
+
+        def read(node: Any, code: Any) -> Any:
+            buffer, indices = node.source, list(node.indices)
+            if buffer in self.scalars:
+                return self.scalars[buffer]
+            along = stage.column is not None and indices[-1].same_as(stage.column)
+            if buffer in self.flat:
+                key = self._key(stage, node)
+                if along and key in words:
+                    return self._code(buffer, *words[key], i)
+                place_of = [code(index) for index in indices]
+                return load(self.flat[buffer], self._at(buffer, place_of[:-1], place_of[-1]))
+            if buffer in self.kept:
+                assert place is not None
+                return load(self.kept[buffer], place[0])
+            source = next(s for s in self.stages if s.buffer.same_as(buffer))
+            return self._expressions(source, place, words, i).code(source.value)
+
+        return Expressions(self.w, axes, read)
+
+
+def _bytes(buffer: Any) -> int:
+    return int(np.dtype(str(buffer.dtype)).itemsize)
+
+
+def _cast(value: Any, dtype: str) -> Any:
+    return value if str(value.ty.dtype) == dtype else tirx.Cast(dtype, value)
+
+
+def _start(stage: Stage) -> Any:
+    """Return what a reduction starts from."""
+    dtype = str(stage.buffer.dtype)
+    return const(0 if stage.kind == "Add" else int(np.iinfo(dtype).min), dtype)
+
+
+def lower_rows(
+    func: tirx.PrimFunc, blocks: Sequence[Any], attrs: Mapping[str, Any],
+    tile: RowTile | None = None,
+) -> tirx.PrimFunc | None:
+    """Return ``func`` as a kernel over rows, None if it does not qualify.
+
+    Parameters
+    ----------
+    func
+        An unscheduled PrimFunc made of TE stages.
+    blocks
+        Its blocks in order, without the root.
+    attrs
+        Attributes of the new PrimFunc.
+    tile
+        How rows are laid over threads; None: :func:`default_row_tile`'s.
+    """
+    stages = row_stages(func, blocks)
+    if stages is None:
+        return None
+    return _Rows(func, stages, tile).build(attrs)

@@ -22,8 +22,11 @@ from relay_passes.errors import VitqError
 
 from .elf import METADATA_FORMAT, check_artifact_file
 from .golden import expand
+from .gpu import is_gpu, open_without_gpu, reason_not_here
 
 __all__ = ["Artifact", "load", "missing_features", "set_threads"]
+
+_WITHOUT_GPU = "replay it with 'tvm-vitq verify --with emulator', or compile it for this processor"
 
 
 def set_threads(threads: int) -> None:
@@ -57,8 +60,14 @@ class Artifact:
         analysis results, as ``compile`` stored them.
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None) -> None:
-        """Load ``path``; see :func:`load`."""
+    def __init__(
+        self, path: str | Path, threads: int | None = None, *, describe_only: bool = False
+    ) -> None:
+        """Load ``path``; see :func:`load`.
+
+        With ``describe_only`` the code for a GPU need not be able to run on this machine; then what
+        the artefact stores can be read, and no more.
+        """
         self.path = Path(path)
         check_artifact_file(self.path)
         if threads is not None:
@@ -68,6 +77,7 @@ class Artifact:
 
         self._device = tvm.cpu()
         self._tensor = tvm.runtime.tensor
+        open_without_gpu()
         try:
             module = _load_module(self.path.resolve())
             self._vm = relax.VirtualMachine(module, self._device)
@@ -83,6 +93,12 @@ class Artifact:
         self._check_format()
         self._check_cpu()
         self.metadata |= details
+        if is_gpu(self.metadata["target"]) and not describe_only:
+            why = reason_not_here(self.metadata["target"])
+            if why:
+                raise VitqError(f"{self.path} cannot run here: {why}; {_WITHOUT_GPU}")
+            self._device = tvm.cuda()
+            self._vm = relax.VirtualMachine(module, self._device)
         self._main = self._vm["main"]
         self._main_codes = self._vm["main_codes"]
 

@@ -26,9 +26,9 @@ def command(
 ) -> None:
     """Describe ARTIFACT: operators, dtypes, scales, float boundary, proofs."""
     with verb(debug):
-        import tvm_vitq
+        from tvm_vitq.artifact.load import Artifact
 
-        report = tvm_vitq.load(artifact).inspect()
+        report = Artifact(artifact, describe_only=True).inspect()
     emit(report, json, lambda console: _show(console, report, layers, ranges))
 
 

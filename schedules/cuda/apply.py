@@ -1,0 +1,37 @@
+"""Which kernel a PrimFunc gets on a GPU, if it is in no group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tvm import tirx
+
+from schedules.gemm import GemmSpec
+
+from .elementwise import lower_elements
+from .linear import packed_linear
+from .rows import lower_rows
+
+__all__ = ["schedule_cuda"]
+
+
+def schedule_cuda(
+    func: tirx.PrimFunc, spec: GemmSpec | None, blocks: Sequence[Any], attrs: Mapping[str, Any]
+) -> tirx.PrimFunc:
+    """Return ``func`` as one kernel launch.
+
+    Parameters
+    ----------
+    func
+        Made of TE stages.
+    spec
+        Its annotation, if it is a matmul.
+    blocks
+        Its blocks in order, without the root.
+    attrs
+        Attributes of the new PrimFunc.
+    """
+    if spec is not None and spec.kind == "packed_linear":
+        return packed_linear(list(func.params), spec, attrs)
+    return lower_rows(func, blocks, attrs) or lower_elements(func, blocks, attrs)

@@ -1,0 +1,61 @@
+"""Artefacts for NVIDIA GPUs: which GPU is here, and how such a file is opened where there is none.
+
+TVM loads the code of a GPU through its CUDA runtime, which needs the driver. Without one the
+library's own data and the virtual machine's program can still be read, on the CPU, once something
+takes the place of the loader (:func:`open_without_gpu`): that is enough to describe the artefact,
+and to replay it with kernels that are emulated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["architecture_here", "capability", "is_gpu", "open_without_gpu", "reason_not_here"]
+
+_LOADER = "ffi.Module.load_from_bytes.cuda"
+
+
+def is_gpu(description: Mapping[str, Any]) -> bool:
+    """Whether a target's description (``metadata["target"]``) is of a GPU."""
+    return description.get("kind") == "cuda"
+
+
+def capability(architecture: str) -> int:
+    """Return an architecture's number: 90 for ``"sm_90"`` and ``"sm_90a"``."""
+    found = re.fullmatch(r"sm_(\d+)[a-z]?", architecture)
+    return int(found[1]) if found else 0
+
+
+def architecture_here() -> str:
+    """Return the architecture of this machine's first GPU, ``""`` if TVM finds none."""
+    import tvm
+
+    device = tvm.cuda(0)
+    if not device.exist:
+        return ""
+    return "sm_" + str(device.compute_version).replace(".", "")
+
+
+def reason_not_here(description: Mapping[str, Any]) -> str:
+    """Return why this machine's GPU cannot run a target's code, ``""`` if it can."""
+    needed, here = str(description["arch"]), architecture_here()
+    if not here:
+        return f"the code is for an NVIDIA GPU ({needed}), and TVM finds none on this machine"
+    if capability(here) < capability(needed):
+        return f"the code is for {needed}, and this machine's GPU is {here}"
+    return ""
+
+
+def open_without_gpu() -> None:
+    """Let libraries with GPU code be loaded on a machine whose TVM has no loader for it.
+
+    What is loaded instead has no kernels. Where the real loader is registered nothing changes.
+    """
+    import tvm  # the CUDA runtime registers its loader when TVM is imported
+    import tvm_ffi
+
+    assert tvm
+    if tvm_ffi.get_global_func(_LOADER, allow_missing=True) is None:
+        tvm_ffi.register_global_func(_LOADER, lambda _: tvm_ffi.system_lib("vitq_no_kernels_"))
