@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from relay_passes.errors import VitqError
-from tests.helpers.rpc import Running, free_port, native_server, wait_for
+from tests.helpers.rpc import Running, free_port, native_server, running, wait_for
 from tests.remote.conftest import KEY
 from tvm_vitq.remote import BoardGone, BoardTimeout, RemoteError, Unreachable, connect
 from tvm_vitq.remote.artifact import RemoteArtifact
@@ -103,6 +104,37 @@ def test_tensors_and_errors_there(server: Running) -> None:
         session.set_threads(1)
     with pytest.raises(BoardGone, match="the session is closed"):
         session.call("runtime.config_threadpool", 1, 1)
+
+
+# A process of its own: where an object of the board ends, the client waits with Python's lock held.
+SLOW_LINE = """
+import socket, sys, threading, time
+port, chunk, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+listening = socket.socket()
+listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, chunk)
+listening.bind(("127.0.0.1", 0))
+listening.listen()
+print("listening on 127.0.0.1:%d" % listening.getsockname()[1], flush=True)
+client, board = listening.accept()[0], socket.create_connection(("127.0.0.1", port))
+def pass_on(source, target, wait):
+    while part := source.recv(chunk):
+        time.sleep(wait)
+        target.sendall(part)
+threading.Thread(target=pass_on, args=(board, client, 0), daemon=True).start()
+pass_on(client, board, seconds)
+"""
+
+
+def test_a_slow_line_is_no_timeout(own_native: Running, tmp_path: Path) -> None:
+    """Two seconds of transfer with half a second allowed for silence."""
+    value = np.zeros(1 << 23, np.int8)
+    slow = running(tmp_path / "line", sys.executable, "-c", SLOW_LINE, own_native.port, 1 << 17,
+                   0.032)  # fmt: skip
+    with slow as line, connect(line.address, KEY, timeout=0.5) as session:
+        start = time.monotonic()
+        kept = session.tensor(value)
+        assert time.monotonic() - start > 1.5
+        assert np.array_equal(session.fetch(kept), value)
 
 
 def test_a_kernel_that_never_ends(own_server: Running, toy: Path) -> None:

@@ -3,8 +3,9 @@
 TVM's client connects, shakes hands and waits for replies inside C++ without any time-out, and when
 Python drops an object of the board it waits so while it holds the interpreter's lock: a board that
 hangs would stop every thread of the client's process. So the client is connected to this process,
-which has the time-outs. It passes bytes on, and when the board owes a reply and nothing has passed
-for the limit, it closes both connections; the client's call then fails.
+which has the time-outs. It passes bytes on, and when the board owes a reply and for the limit nothing has
+passed, nor left the system's queue for a slow line, it closes both connections; the client's call
+then fails.
 
 It reads one JSON document a line: first ``host, port, key, timeout, limit``, then ``{"limit": s}``
 or ``{"ask": true}``; at the end of its input it ends. It answers the first with ``port`` and
@@ -20,11 +21,13 @@ Only the standard library is imported, so that it starts in an instant.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import secrets
 import socket
 import struct
 import sys
+import termios
 import threading
 import time
 from typing import Any
@@ -170,9 +173,20 @@ class Relay:
         self.gone = not self.late
         self.close()
 
+    def _unsent(self) -> int:
+        """Return how many bytes wait in the system for the line to the board."""
+        left = bytearray(4)
+        with contextlib.suppress(OSError, ValueError):
+            fcntl.ioctl(self._board, termios.TIOCOUTQ, left)
+        return int.from_bytes(left, sys.byteorder)
+
     def _watch(self) -> None:
+        unsent = 0
         while not self.gone:
             time.sleep(min(_POLL, self.limit / 4))
+            before, unsent = unsent, self._unsent()
+            if unsent != before:
+                self._asked = max(self._asked, self._answered, time.monotonic())
             silent = time.monotonic() - max(self._asked, self._answered)
             if self._asked > self._answered and silent > self.limit:
                 self.late = True
