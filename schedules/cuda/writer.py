@@ -86,7 +86,7 @@ class CudaWriter(Writer):
 
     def registers(self, name: str, size: int, dtype: str = "int32") -> Any:
         """Allocate an array of one thread; every index must be constant once loops are unrolled."""
-        # Accesses by address are of a view, for TVM makes an array as small as it thinks is touched.
+        # A view is used, for TVM makes an array as small as the part that it thinks is touched.
         array, view = (tirx.decl_buffer([size], dtype, self._fresh(name), scope="local")
                        for _ in range(2))
         self.emit(tirx.AllocBuffer(array))
@@ -111,8 +111,9 @@ class CudaWriter(Writer):
         self.emit(tirx.Evaluate(self.value(name, *args)))
 
     def _declarations(self) -> list[Any]:
-        # TVM's passes know little of accesses through addresses: left alone they make shared buffers
-        # smaller and lay them over each other. One allocation and views leave nothing to plan.
+        # TVM's passes know little of accesses through addresses: left alone they make shared
+        # buffers smaller and lay them over each other. One allocation and views of it leave them
+        # nothing to plan.
         if not self._views:
             return []
         arena = tirx.decl_buffer([self._shared_bytes], "uint8", self._fresh("arena"),

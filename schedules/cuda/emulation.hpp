@@ -1,0 +1,571 @@
+// CUDA kernels on the CPU: what emulate.py puts before the generated source.
+//
+// A thread of a block is a fiber: a stack of its own, entered once by makecontext and afterwards by
+// _longjmp. It runs until it waits for its block (__syncthreads) or its warp (mma, ldmatrix,
+// shuffles); between such points threads run one after the other in an order drawn from a seed, so
+// that what depends on the order comes out differently with another seed. Asynchronous copies are
+// done, by lot, at once or not before the wait that covers them. Shared memory and registers
+// (-ftrivial-auto-var-init=pattern) begin with rubbish; arguments lie against pages without access.
+#pragma once
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <csetjmp>
+#include <csignal>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace vitq {
+
+struct Index {
+  unsigned int x = 0, y = 0, z = 0;
+};
+
+// What a thread waits for. Operations of a warp are numbered from `ldmatrix` on.
+enum Stop : int { kRunning, kEnd, kBarrier, kLdmatrix, kMma, kShuffle };
+
+struct Copy {
+  char* to;
+  const char* from;
+  int size;
+  bool valid;
+  long group;
+};
+
+struct Fiber {
+  jmp_buf where;
+  ucontext_t start;
+  char* stack = nullptr;
+  bool started = false;
+  Index thread;
+  int stop = kRunning, line = 0;
+  int form = 0;                                    // of the operation: matrices, signs, shuffle mode
+  const void *first = nullptr, *second = nullptr;  // its operands
+  int* out = nullptr;
+  int value = 0, by = 0;
+  std::vector<Copy> copies;
+  long group = 0;
+};
+
+enum Problem : int {
+  kNone,
+  kDivergence,     // threads wait at different places, or some have ended
+  kFault,          // an access outside of arguments, or one that is not aligned
+  kAlignment,      // an address that an instruction cannot take
+  kNotShared,      // an address that should be of shared memory
+  kOverwritten,    // bytes beyond an argument were written
+  kPartWarp,       // an operation of a warp of fewer than 32 threads
+  kSelector,       // a byte permutation's selector beyond 7, whose meaning is not documented
+};
+
+// What emulate.py reads: how a run ended, and what it counted.
+struct Report {
+  int problem = kNone, line = 0, other = 0, argument = -1;
+  long offset = 0;
+  unsigned int block[3] = {0, 0, 0}, thread = 0;
+  long mma = 0, ldmatrix = 0, conflicts = 0, barriers = 0, copied = 0;
+};
+
+constexpr std::size_t kPage = 4096, kStack = 1 << 17;
+
+struct Argument {
+  char *base = nullptr, *data = nullptr;
+  std::size_t bytes = 0, mapped = 0;
+};
+
+inline jmp_buf scheduler;
+inline sigjmp_buf failure;
+inline Fiber* current = nullptr;
+inline std::vector<Fiber*> fibers;
+inline Index block;
+inline char *shared = nullptr, *shared_end = nullptr;
+inline Report report;
+inline std::vector<Argument> arguments;
+inline std::uint64_t random_state = 1;
+inline unsigned char rubbish = 0xa5;
+inline void (*kernel)(void* const*) = nullptr;
+inline void* const* parameters = nullptr;
+
+inline std::uint32_t random() {
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  random_state ^= random_state << 17;
+  return static_cast<std::uint32_t>(random_state >> 32);
+}
+
+[[noreturn]] __attribute__((noinline)) inline void fail(int problem, int line, int other = 0) {
+  report.problem = problem;
+  report.line = line;
+  report.other = other;
+  report.block[0] = block.x, report.block[1] = block.y, report.block[2] = block.z;
+  if (current != nullptr) report.thread = current->thread.x;
+  siglongjmp(failure, 1);
+}
+
+inline void on_fault(int, siginfo_t* info, void*) {
+  const char* at = static_cast<const char*>(info->si_addr);
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const Argument& a = arguments[i];
+    if (at >= a.base && at < a.base + a.mapped) {
+      report.argument = static_cast<int>(i);
+      report.offset = at - a.data;
+    }
+  }
+  if (at >= shared_end && at < shared_end + kPage) {
+    report.argument = -2;
+    report.offset = at - shared_end;
+  }
+  fail(kFault, current != nullptr ? current->line : 0);
+}
+
+// Fibers ----------------------------------------------------------------------------------------
+
+__attribute__((noinline)) inline void stop_here(int stop, int line) {
+  current->stop = stop;
+  current->line = line;
+  if (_setjmp(current->where) == 0) _longjmp(scheduler, 1);
+}
+
+inline void fiber_main() {
+  for (;;) {
+    kernel(parameters);
+    current->copies.clear();  // the hardware lets them finish; nobody can see them any more
+    stop_here(kEnd, 0);
+  }
+}
+
+__attribute__((noinline)) inline void resume(Fiber* fiber) {
+  current = fiber;
+  fiber->stop = kRunning;
+  if (_setjmp(scheduler) == 0) {
+    if (fiber->started) _longjmp(fiber->where, 1);
+    fiber->started = true;
+    setcontext(&fiber->start);
+  }
+}
+
+inline Fiber* new_fiber(std::size_t index) {
+  Fiber* fiber = new Fiber;
+  void* memory = mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) std::abort();
+  mprotect(memory, kPage, PROT_NONE);
+  fiber->stack = static_cast<char*>(memory);
+  getcontext(&fiber->start);
+  fiber->start.uc_stack.ss_sp = fiber->stack + kPage;
+  // Tops that are a multiple of the cache's way apart would share its sets.
+  fiber->start.uc_stack.ss_size = kStack - kPage - index % 60 * 832;
+  fiber->start.uc_link = nullptr;
+  makecontext(&fiber->start, fiber_main, 0);
+  return fiber;
+}
+
+inline void drop_fibers() {
+  for (Fiber* fiber : fibers) {
+    munmap(fiber->stack, kStack);
+    delete fiber;
+  }
+  fibers.clear();
+}
+
+// Operations of a warp ----------------------------------------------------------------------------
+
+inline void check_shared(const void* address, int size, int line) {
+  const char* at = static_cast<const char*>(address);
+  if (at < shared || at + size > shared_end) fail(kNotShared, line);
+  if (reinterpret_cast<std::uintptr_t>(at) % size != 0) fail(kAlignment, line);
+}
+
+inline void do_ldmatrix(Fiber* const* lane) {
+  const int count = lane[0]->form;
+  unsigned int words[4][8][4];
+  for (int m = 0; m < count; ++m) {
+    int rows[8] = {0}, most = 0;
+    for (int r = 0; r < 8; ++r) {
+      const void* from = lane[8 * m + r]->first;
+      current = lane[8 * m + r];
+      check_shared(from, 16, lane[0]->line);
+      std::memcpy(words[m][r], from, 16);
+      most = std::max(most, ++rows[(static_cast<const char*>(from) - shared) / 16 % 8]);
+    }
+    report.conflicts += most - 1;
+  }
+  for (int i = 0; i < 32; ++i)
+    for (int m = 0; m < count; ++m) lane[i]->out[m] = static_cast<int>(words[m][i / 4][i % 4]);
+  ++report.ldmatrix;
+}
+
+template <class A, class B>
+void multiply(Fiber* const* lane) {
+  alignas(64) A codes_a[16][32];
+  alignas(64) B codes_b[8][32];
+  for (int i = 0; i < 32; ++i) {
+    const int g = i / 4, t = i % 4;
+    const int* a = static_cast<const int*>(lane[i]->first);
+    const int* b = static_cast<const int*>(lane[i]->second);
+    std::memcpy(&codes_a[g][4 * t], &a[0], 4);
+    std::memcpy(&codes_a[g + 8][4 * t], &a[1], 4);
+    std::memcpy(&codes_a[g][16 + 4 * t], &a[2], 4);
+    std::memcpy(&codes_a[g + 8][16 + 4 * t], &a[3], 4);
+    std::memcpy(&codes_b[g][4 * t], &b[0], 4);
+    std::memcpy(&codes_b[g][16 + 4 * t], &b[1], 4);
+  }
+  alignas(64) std::int16_t wide_a[16][32], wide_b[8][32];
+  for (int i = 0; i < 16 * 32; ++i) wide_a[0][i] = codes_a[0][i];
+  for (int i = 0; i < 8 * 32; ++i) wide_b[0][i] = codes_b[0][i];
+  for (int i = 0; i < 32; ++i) {
+    for (int j = 0; j < 4; ++j) {
+      const std::int16_t* a = wide_a[i / 4 + 8 * (j / 2)];
+      const std::int16_t* b = wide_b[2 * (i % 4) + j % 2];
+      int sum = 0;
+      for (int k = 0; k < 32; ++k) sum += a[k] * b[k];
+      lane[i]->out[j] = static_cast<int>(static_cast<unsigned int>(lane[i]->out[j]) +
+                                         static_cast<unsigned int>(sum));
+    }
+  }
+  ++report.mma;
+}
+
+inline void do_mma(Fiber* const* lane) {
+  switch (lane[0]->form) {
+    case 0: return multiply<std::int8_t, std::int8_t>(lane);
+    case 1: return multiply<std::int8_t, std::uint8_t>(lane);
+    case 2: return multiply<std::uint8_t, std::int8_t>(lane);
+    default: return multiply<std::uint8_t, std::uint8_t>(lane);
+  }
+}
+
+// Modes of shuffles: 0 xor, 1 from a lane, 2 down, 3 up, 4 none (a barrier of the warp).
+inline void do_shuffle(Fiber* const* lane) {
+  int values[32];
+  for (int i = 0; i < 32; ++i) values[i] = lane[i]->value;
+  for (int i = 0; i < 32; ++i) {
+    const int by = lane[i]->by;
+    int from = i;
+    if (lane[i]->form == 0) from = i ^ by;
+    if (lane[i]->form == 1) from = by & 31;
+    if (lane[i]->form == 2) from = i + by;
+    if (lane[i]->form == 3) from = i - by;
+    lane[i]->value = values[from >= 0 && from < 32 ? from : i];
+  }
+}
+
+inline void do_operation(Fiber* const* lane) {
+  if (lane[0]->stop == kLdmatrix) return do_ldmatrix(lane);
+  if (lane[0]->stop == kMma) return do_mma(lane);
+  return do_shuffle(lane);
+}
+
+// One block -----------------------------------------------------------------------------------------
+
+// Run the lanes of a warp up to their next stop; all must have come to the same one.
+inline void run_lanes(Fiber* const* lane, int lanes) {
+  const std::uint32_t lot = random();
+  const int first = lot % lanes, step = lanes == 32 ? (lot >> 8) % 16 * 2 + 1 : 1;
+  for (int i = 0, at = first; i < lanes; ++i, at = (at + step) % lanes) resume(lane[at]);
+  for (int i = 1; i < lanes; ++i) {
+    current = lane[i];
+    if (lane[i]->stop != lane[0]->stop || lane[i]->line != lane[0]->line)
+      fail(kDivergence, lane[0]->line, lane[i]->line);
+  }
+  if (lane[0]->stop > kBarrier) {
+    if (lanes != 32) fail(kPartWarp, lane[0]->line);
+    do_operation(lane);
+  }
+}
+
+inline void run_block(int threads) {
+  const int warps = (threads + 31) / 32;
+  std::vector<int> ready(warps);
+  for (int w = 0; w < warps; ++w) ready[w] = w;
+  for (;;) {
+    while (!ready.empty()) {
+      const std::size_t pick = random() % ready.size();
+      Fiber* const* lane = &fibers[32 * ready[pick]];
+      run_lanes(lane, std::min(32, threads - 32 * ready[pick]));
+      if (lane[0]->stop <= kBarrier) {
+        ready[pick] = ready.back();
+        ready.pop_back();
+      }
+    }
+    for (int w = 1; w < warps; ++w) {
+      current = fibers[32 * w];
+      if (current->stop != fibers[0]->stop || current->line != fibers[0]->line)
+        fail(kDivergence, fibers[0]->line, current->line);
+    }
+    if (fibers[0]->stop == kEnd) return;
+    ++report.barriers;
+    for (int w = 0; w < warps; ++w) ready.push_back(w);
+  }
+}
+
+// Arguments -----------------------------------------------------------------------------------------
+
+// A copy between two pages without access, against the latter (`late`) or the former.
+inline Argument guard(const void* data, std::size_t bytes, bool late) {
+  Argument a;
+  a.bytes = bytes;
+  const std::size_t room = (bytes + kPage - 1) / kPage * kPage;
+  a.mapped = room + 2 * kPage;
+  void* memory = mmap(nullptr, a.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) std::abort();
+  a.base = static_cast<char*>(memory);
+  mprotect(a.base, kPage, PROT_NONE);
+  mprotect(a.base + kPage + room, kPage, PROT_NONE);
+  // Tensors are at least 16-byte aligned; the rest up to there is looked at after the run.
+  a.data = a.base + kPage + (late ? (room - bytes) / 16 * 16 : 0);
+  std::memset(a.base + kPage, rubbish, room);
+  if (data != nullptr) std::memcpy(a.data, data, bytes);
+  return a;
+}
+
+inline bool intact(const Argument& a) {
+  const unsigned char* end = reinterpret_cast<const unsigned char*>(a.base + a.mapped - kPage);
+  const unsigned char* at = reinterpret_cast<const unsigned char*>(a.base + kPage);
+  for (; at < end; ++at) {
+    if (at == reinterpret_cast<const unsigned char*>(a.data)) {
+      at += a.bytes;
+      if (at >= end) break;
+    }
+    if (*at != rubbish) return false;
+  }
+  return true;
+}
+
+template <class... T, std::size_t... I>
+void call(void (*function)(T...), void* const* a, std::index_sequence<I...>) {
+  function(static_cast<T>(a[I])...);
+}
+
+template <class... T>
+void call(void (*function)(T...), void* const* a) {
+  call(function, a, std::index_sequence_for<T...>());
+}
+
+// One launch; `data` is read and written in place. Returns the report's problem.
+inline int launch(void (*function)(void* const*), int count, void** data, const long* bytes,
+                  const unsigned int* grid, int threads, long shared_bytes, std::uint64_t seed,
+                  Report* out) {
+  random_state = (seed + 1) * 0x9e3779b97f4a7c15ull;
+  for (int i = 0; i < 8; ++i) random();
+  rubbish = static_cast<unsigned char>(random() | 1);
+  report = Report();
+  arguments.clear();
+  std::vector<void*> pointers(count);
+  for (int i = 0; i < count; ++i) {
+    arguments.push_back(guard(data[i], bytes[i], seed % 2 == 0));
+    pointers[i] = arguments[i].data;
+  }
+  const Argument memory = guard(nullptr, (shared_bytes + 127) / 128 * 128, true);
+  shared = memory.data, shared_end = memory.data + memory.bytes;
+  kernel = function, parameters = pointers.data();
+  while (fibers.size() < static_cast<std::size_t>(threads)) fibers.push_back(new_fiber(fibers.size()));
+  for (int i = 0; i < threads; ++i) fibers[i]->thread.x = i;
+
+  static char signal_stack[1 << 16];
+  stack_t alternative = {}, stack_before = {};
+  alternative.ss_sp = signal_stack, alternative.ss_size = sizeof(signal_stack);
+  sigaltstack(&alternative, &stack_before);
+  struct sigaction action = {}, before[2];
+  action.sa_sigaction = on_fault;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  sigaction(SIGSEGV, &action, &before[0]);
+  sigaction(SIGBUS, &action, &before[1]);
+  if (sigsetjmp(failure, 1) == 0) {
+    // Blocks in an order of their own: from a random one on, in steps that reach all.
+    const unsigned long total = static_cast<unsigned long>(grid[0]) * grid[1] * grid[2];
+    unsigned long step = random() % total | 1;
+    while (std::__gcd(step, total) != 1) ++step;
+    unsigned long at = random() % total;
+    for (unsigned long i = 0; i < total; ++i, at = (at + step) % total) {
+      block.x = at % grid[0], block.y = at / grid[0] % grid[1], block.z = at / grid[0] / grid[1];
+      std::memset(shared, rubbish, memory.bytes);
+      run_block(threads);
+    }
+  } else {
+    drop_fibers();  // they were left in the middle
+    current = nullptr;
+  }
+  sigaction(SIGSEGV, &before[0], nullptr);
+  sigaction(SIGBUS, &before[1], nullptr);
+  sigaltstack(&stack_before, nullptr);
+  for (int i = 0; i < count; ++i) {
+    if (report.problem == kNone && !intact(arguments[i])) {
+      report.problem = kOverwritten;
+      report.argument = i;
+    }
+    if (report.problem == kNone && std::memcmp(data[i], arguments[i].data, bytes[i]) != 0)
+      std::memcpy(data[i], arguments[i].data, bytes[i]);
+    munmap(arguments[i].base, arguments[i].mapped);
+  }
+  munmap(memory.base, memory.mapped);
+  *out = report;
+  return report.problem;
+}
+
+// What kernels call -----------------------------------------------------------------------------------
+
+inline void check_alignment(const void* address, int size, int line) {
+  if (reinterpret_cast<std::uintptr_t>(address) % size != 0) fail(kAlignment, line);
+}
+
+inline void barrier(int line) { stop_here(kBarrier, line); }
+
+inline int shuffle(int line, int mode, int value, int by) {
+  current->form = mode, current->value = value, current->by = by;
+  stop_here(kShuffle, line);
+  return current->value;
+}
+
+inline void mma(int line, int form, int* c, const int* a, const int* b) {
+  current->form = form, current->first = a, current->second = b, current->out = c;
+  stop_here(kMma, line);
+}
+
+inline void ldmatrix(int line, int count, int* d, const void* from) {
+  current->form = count, current->first = from, current->out = d;
+  stop_here(kLdmatrix, line);
+}
+
+inline void do_copy(const Copy& copy) {
+  if (copy.valid) std::memcpy(copy.to, copy.from, copy.size);
+  else std::memset(copy.to, 0, copy.size);
+}
+
+inline void copy(int line, int size, void* to, const void* from, bool valid) {
+  current->line = line;
+  check_shared(to, size, line);
+  Copy one = {static_cast<char*>(to), static_cast<const char*>(from), size, valid, current->group};
+  if (valid) {
+    check_alignment(from, size, line);
+    // An address outside of its argument faults here rather than at the wait.
+    static_cast<void>(*static_cast<const volatile char*>(from));
+    static_cast<void>(static_cast<const volatile char*>(from)[size - 1]);
+  }
+  ++report.copied;
+  if (random() % 2 != 0) do_copy(one);
+  else current->copies.push_back(one);
+}
+
+inline void copy_wait(int left) {
+  std::vector<Copy>& waiting = current->copies;
+  std::size_t kept = 0;
+  for (const Copy& one : waiting) {
+    if (one.group < current->group - left) do_copy(one);
+    else waiting[kept++] = one;
+  }
+  waiting.resize(kept, Copy{});
+}
+
+template <int Words>
+inline void load(int line, int* d, const void* from) {
+  current->line = line;
+  check_alignment(from, 4 * Words, line);
+  std::memcpy(d, from, 4 * Words);
+}
+
+template <int Words>
+inline void store(int line, void* to, const int* s) {
+  current->line = line;
+  check_alignment(to, 4 * Words, line);
+  std::memcpy(to, s, 4 * Words);
+}
+
+}  // namespace vitq
+
+// CUDA C++ ----------------------------------------------------------------------------------------------
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+#define __CUDA_ARCH__ VITQ_CUDA_ARCH
+#define __syncthreads() vitq::barrier(__LINE__)
+#define __syncwarp(...) static_cast<void>(vitq::shuffle(__LINE__, 4, 0, 0))
+#define __shfl_xor_sync(mask, value, by) vitq::shuffle(__LINE__, 0, value, by)
+#define __shfl_sync(mask, value, by) vitq::shuffle(__LINE__, 1, value, by)
+#define __shfl_down_sync(mask, value, by) vitq::shuffle(__LINE__, 2, value, by)
+#define __shfl_up_sync(mask, value, by) vitq::shuffle(__LINE__, 3, value, by)
+
+#define uchar unsigned char
+using std::abs;
+using std::max;
+using std::min;
+
+#define VITQ_VECTORS(name, type)                                                             \
+  struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                   \
+  struct name##3 { type x, y, z; };                                                          \
+  struct alignas(4 * sizeof(type) < 16 ? 4 * sizeof(type) : 16) name##4 { type x, y, z, w; }; \
+  inline name##2 make_##name##2(type x, type y) { return {x, y}; }                           \
+  inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }                \
+  inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+VITQ_VECTORS(char, signed char)
+VITQ_VECTORS(uchar, unsigned char)
+VITQ_VECTORS(short, short)
+VITQ_VECTORS(ushort, unsigned short)
+VITQ_VECTORS(int, int)
+VITQ_VECTORS(uint, unsigned int)
+VITQ_VECTORS(longlong, long long)
+VITQ_VECTORS(ulonglong, unsigned long long)
+VITQ_VECTORS(float, float)
+VITQ_VECTORS(double, double)
+#undef VITQ_VECTORS
+
+inline int __mulhi(int a, int b) {
+  return static_cast<int>(static_cast<std::int64_t>(a) * b >> 32);
+}
+inline unsigned int __umulhi(unsigned int a, unsigned int b) {
+  return static_cast<unsigned int>(static_cast<std::uint64_t>(a) * b >> 32);
+}
+inline long long __mul64hi(long long a, long long b) {
+  return static_cast<long long>(static_cast<__int128>(a) * b >> 64);
+}
+inline int __dp4a(int a, int b, int c) {
+  for (int i = 0; i < 32; i += 8)
+    c += static_cast<std::int8_t>(a >> i) * static_cast<std::int8_t>(b >> i);
+  return c;
+}
+inline unsigned int __dp4a(unsigned int a, unsigned int b, unsigned int c) {
+  for (int i = 0; i < 32; i += 8) c += (a >> i & 255) * (b >> i & 255);
+  return c;
+}
+inline unsigned int __byte_perm(unsigned int a, unsigned int b, unsigned int select) {
+  const std::uint64_t both = static_cast<std::uint64_t>(b) << 32 | a;
+  unsigned int result = 0;
+  if ((select & 0x8888) != 0) vitq::fail(vitq::kSelector, vitq::current->line);
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<unsigned int>(both >> 8 * (select >> 4 * i & 7) & 255) << 8 * i;
+  return result;
+}
+template <class T>
+inline T __ldg(const T* from) {
+  return *from;
+}
+
+#define vitq_mma_s8_s8(c, a, b) vitq::mma(__LINE__, 0, c, a, b)
+#define vitq_mma_s8_u8(c, a, b) vitq::mma(__LINE__, 1, c, a, b)
+#define vitq_mma_u8_s8(c, a, b) vitq::mma(__LINE__, 2, c, a, b)
+#define vitq_mma_u8_u8(c, a, b) vitq::mma(__LINE__, 3, c, a, b)
+#define vitq_ldmatrix1(d, from) vitq::ldmatrix(__LINE__, 1, d, from)
+#define vitq_ldmatrix2(d, from) vitq::ldmatrix(__LINE__, 2, d, from)
+#define vitq_ldmatrix4(d, from) vitq::ldmatrix(__LINE__, 4, d, from)
+#define vitq_copy4(to, from, valid) vitq::copy(__LINE__, 4, to, from, valid)
+#define vitq_copy8(to, from, valid) vitq::copy(__LINE__, 8, to, from, valid)
+#define vitq_copy16(to, from, valid) vitq::copy(__LINE__, 16, to, from, valid)
+#define vitq_copy_commit() static_cast<void>(++vitq::current->group)
+#define vitq_copy_wait0() vitq::copy_wait(0)
+#define vitq_copy_wait1() vitq::copy_wait(1)
+#define vitq_copy_wait2() vitq::copy_wait(2)
+#define vitq_copy_wait3() vitq::copy_wait(3)
+#define vitq_copy_wait4() vitq::copy_wait(4)
+#define vitq_load8(d, from) vitq::load<2>(__LINE__, d, from)
+#define vitq_load16(d, from) vitq::load<4>(__LINE__, d, from)
+#define vitq_store8(to, s) vitq::store<2>(__LINE__, to, s)
+#define vitq_store16(to, s) vitq::store<4>(__LINE__, to, s)
+#define vitq_shuffle_xor(value, lanes) vitq::shuffle(__LINE__, 0, value, lanes)
