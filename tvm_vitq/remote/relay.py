@@ -3,9 +3,9 @@
 TVM's client connects, shakes hands and waits for replies inside C++ without any time-out, and when
 Python drops an object of the board it waits so while it holds the interpreter's lock: a board that
 hangs would stop every thread of the client's process. So the client is connected to this process,
-which has the time-outs. It passes bytes on, and when the board owes a reply and for the limit nothing has
-passed, nor left the system's queue for a slow line, it closes both connections; the client's call
-then fails.
+which has the time-outs. It passes bytes on, and when the board owes a reply and nothing has passed
+for the limit, nor left the system's queue for a slow line, it closes both connections; the client's
+call then fails.
 
 It reads one JSON document a line: first ``host, port, key, timeout, limit``, then ``{"limit": s}``
 or ``{"ask": true}``; at the end of its input it ends. It answers the first with ``port`` and
