@@ -517,6 +517,9 @@ VITQ_VECTORS(float, float)
 VITQ_VECTORS(double, double)
 #undef VITQ_VECTORS
 
+inline int __clz(int value) {
+  return value ? __builtin_clz(static_cast<unsigned int>(value)) : 32;
+}
 inline int __mulhi(int a, int b) {
   return static_cast<int>(static_cast<std::int64_t>(a) * b >> 32);
 }
