@@ -1,0 +1,113 @@
+"""Command line of the runner: see ``README.md`` beside this folder.
+
+``python3 -m runner`` checks and times everything; ``check`` compares logits only and needs no
+PyTorch; ``table FILE`` prints results again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .ffi import Runtime, RuntimeFailure
+from .report import load_results, tables
+from .session import sit, work
+from .tasks import STAGES, TOOLS, Bundle, Task, check, tasks
+
+__all__ = ["main"]
+
+_HERE = Path(__file__).resolve().parent.parent
+
+
+def _list(text: str) -> list[str]:
+    return [part for part in text.replace(",", " ").split() if part]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 -m runner", description=__doc__)
+    parser.add_argument("verb", nargs="?", default="run", choices=("run", "check", "table", "work"),
+                        help="run (default), check, table; work is run's own child")  # fmt: skip
+    parser.add_argument("files", nargs="*", type=Path, help="results, for table")
+    parser.add_argument("--bundle", type=Path, default=_HERE, help="folder with bundle.json")
+    parser.add_argument("--out", type=Path, default=Path("results.json"),
+                        help="results; a file that is there is gone on with")  # fmt: skip
+    parser.add_argument("--budget", type=float, default=540, help="seconds [540]")
+    parser.add_argument("--stages", type=_list, default=[s for s in STAGES if s != "sanitize"],
+                        help=f"of {', '.join(STAGES)} [all but sanitize]")  # fmt: skip
+    parser.add_argument("--models", type=_list, help="names in bundle.json [all]")
+    parser.add_argument("--batches", type=_list, help="[all]")
+    parser.add_argument("--sanitize", type=_list, nargs="?", const=list(TOOLS), default=[],
+                        metavar="TOOLS", help="compute-sanitizer's tools, too [all four]")  # fmt: skip
+    parser.add_argument("--retry", action="store_true", help="do failed tasks again")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda",
+                        help="cpu: a trial of the runner on a bundle for CPUs")  # fmt: skip
+    parser.add_argument("--inputs", type=int, help="for check: how many derived inputs [all]")
+    parser.add_argument("--current", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0 done, 1 logits differ, 2 wrong input."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    try:
+        if options.verb == "table":
+            documents = [load_results(path) for path in options.files or [options.out]]
+            print("\n\n".join(tables(document) for document in documents))
+            return 0
+        return _run(options, given)
+    except (OSError, ValueError, KeyError, RuntimeFailure) as why:
+        words = f"no {why} in the bundle" if isinstance(why, KeyError) else str(why)
+        print(f"error: {words}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace, given: list[str]) -> int:
+    bundle = Bundle(options.bundle)
+    batches = None if options.batches is None else [int(b) for b in options.batches]
+    unknown = set(options.models or ()) - set(bundle.models)
+    unknown |= set(options.stages) - set(STAGES) | set(options.sanitize) - set(TOOLS)
+    if unknown:
+        raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+    if options.verb == "check":
+        return _check(options, bundle, batches)
+    stages = [*options.stages, *(["sanitize"] if options.sanitize else [])]
+    todo = tasks(bundle, stages, options.models, batches, options.sanitize or TOOLS)
+    if options.verb == "work":
+        return work(bundle, todo, options.out, options.device, options.deadline,
+                    lambda task: _note(options.current, task))  # fmt: skip
+    if options.retry and options.out.is_file():
+        document = json.loads(options.out.read_text(encoding="utf-8"))
+        document["tasks"]["failed"] = {}
+        options.out.write_text(json.dumps(document), encoding="utf-8")
+    child = [sys.executable, "-m", __package__ or "runner", "work",
+             *[word for word in given if word not in ("run", "--retry")]]  # fmt: skip
+    results = sit(bundle, todo, options.out.resolve(), options.device, options.budget, child)
+    print("\n" + tables(results.document))
+    checks = [entry for model in results.document["checks"].values() for entry in model.values()]
+    return 0 if all(entry["equal"] for entry in checks) else 1
+
+
+def _note(path: Path, task: Task) -> None:
+    path.write_text(f"{task.key} {time.time()}", encoding="utf-8")
+
+
+def _check(options: argparse.Namespace, bundle: Bundle, batches: list[int] | None) -> int:
+    runtime = Runtime(bundle.folder / "lib", options.device)
+    equal = True
+    for task in tasks(bundle, ["check"], options.models, batches):
+        found = check(bundle, task.model, task.batch, runtime, options.inputs)
+        equal &= found["equal"]
+        counts = ", ".join(f"{name} {entry['different']} of {entry['logits']} different"
+                           for name, entry in found.items() if name != "equal")  # fmt: skip
+        print(f"{task.model} batch {task.batch}: {counts}", flush=True)
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

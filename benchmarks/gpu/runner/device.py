@@ -1,0 +1,119 @@
+"""The device: what it is, how it is clocked, how fast it multiplies and copies at best."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import shutil
+import statistics
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["clocks", "describe", "peaks"]
+
+_STATE = {
+    "clocks.sm": "sm_mhz", "clocks.mem": "memory_mhz", "clocks.max.sm": "sm_max_mhz",
+    "temperature.gpu": "celsius", "power.draw": "watt", "power.limit": "watt_limit",
+    "clocks_event_reasons.active": "throttled_by",
+}  # fmt: skip
+
+
+def _nvidia_smi(fields: list[str]) -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
+        if done.returncode == 0 and done.stdout.strip():
+            return [part.strip() for part in done.stdout.splitlines()[0].split(",")]
+    return []
+
+
+def clocks() -> dict[str, Any]:
+    """Return clocks, temperature and power now; empty where ``nvidia-smi`` does not tell."""
+    found: dict[str, Any] = {}
+    for key, text in zip(_STATE.values(), _nvidia_smi(list(_STATE)), strict=False):
+        try:
+            found[key] = float(text)
+        except ValueError:
+            found[key] = text
+    return found
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Return the device's name, its size, and the versions of driver, CUDA and PyTorch."""
+    found: dict[str, Any] = {"kind": device, "python": platform.python_version()}
+    try:
+        import torch
+    except ImportError:
+        torch = None  # type: ignore[assignment]
+    if torch is not None:
+        found["torch"], found["torch_cuda"] = torch.__version__, torch.version.cuda
+    if device != "cuda":
+        return {**found, "name": platform.processor() or platform.machine()}
+    told = _nvidia_smi(["name", "driver_version", "memory.total"])
+    if told:
+        found["name"], found["driver"], found["memory_mib"] = told[0], told[1], float(told[2])
+    if torch is not None:
+        properties = torch.cuda.get_device_properties(0)
+        found["name"] = properties.name
+        found["capability"] = f"{properties.major}.{properties.minor}"
+        found["multiprocessors"] = properties.multi_processor_count
+        found["l2_bytes"] = getattr(properties, "L2_cache_size", None)
+    with contextlib.suppress(ImportError):
+        import triton
+
+        found["triton"] = triton.__version__
+    return found
+
+
+def peaks(sizes: tuple[int, ...], device: str, runs: int = 20) -> dict[str, Any]:
+    """Measure what the device does at best.
+
+    Parameters
+    ----------
+    sizes
+        Edges of the square matrices of random int8 codes.
+    device
+        ``cuda``, or ``cpu`` for a trial of the code.
+    runs
+        Products timed one by one, after three untimed ones; their median counts.
+
+    Returns
+    -------
+    dict
+        ``int8_tops`` by size and ``int8_peak_tops``, the largest (``torch._int_mm``); the same of
+        bf16; ``copy_gb_per_s``, bytes read and written. An operation is an addition or a product.
+    """
+    import torch
+
+    def tops(size: int, make: Callable[[], Any], multiply: Callable[[Any, Any], Any]) -> float:
+        a, b = make(), make().t()
+        seconds = _median(lambda: multiply(a, b), device, runs)
+        return round(2 * size**3 / seconds / 1e12, 3)
+
+    found: dict[str, Any] = {"int8_tops": {}, "bf16_tops": {}}
+    for size in sizes:
+        found["int8_tops"][str(size)] = tops(
+            size, lambda: torch.randint(-128, 128, (size, size), dtype=torch.int8, device=device),  # noqa: B023
+            torch._int_mm)  # fmt: skip
+        found["bf16_tops"][str(size)] = tops(
+            size, lambda: torch.randn(size, size, dtype=torch.bfloat16, device=device),  # noqa: B023
+            torch.matmul)  # fmt: skip
+    found["int8_peak_tops"] = max(found["int8_tops"].values())
+    found["bf16_peak_tops"] = max(found["bf16_tops"].values())
+    bytes_ = (1 << 30) if device == "cuda" else (1 << 24)
+    source = torch.randint(0, 255, (bytes_,), dtype=torch.uint8, device=device)
+    goal = torch.empty_like(source)
+    seconds = _median(lambda: goal.copy_(source), device, runs)
+    found["copy_gb_per_s"] = round(2 * bytes_ / seconds / 1e9, 1)
+    return found
+
+
+def _median(action: Callable[[], Any], device: str, runs: int) -> float:
+    from .timing import Clock
+
+    clock = Clock(device)
+    clock.seconds(lambda _: action(), 3, 1)
+    return statistics.median(clock.seconds(lambda _: action(), 1, 1) for _ in range(runs))
