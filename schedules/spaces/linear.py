@@ -89,7 +89,7 @@ def inner_cost(isa: ISA, dot: Dot, rows: int, vectors: int, chain: int, expand: 
 
 def row_choices(isa: ISA, dot: Dot, most: int) -> list[int]:
     """Return heights of register tiles for at most ``most`` rows."""
-    heights = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 24)
+    heights: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 24)
     if dot.rows == 2:
         heights = tuple(height for height in heights if height % 2 == 0)
     return [height for height in heights if height <= max(most, dot.rows)]

@@ -1,0 +1,103 @@
+"""What is known of one task while it is tuned, and how much more there may be to gain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from schedules.isa import ISA
+from schedules.records import Record
+from schedules.space import Space, space_of
+from schedules.task import Point
+
+from .extract import Job
+from .search import Search, name_of
+
+__all__ = ["TaskState"]
+
+_HOPE = 0.15
+"""Share of its time that a task which was never tuned may be expected to lose."""
+
+
+@dataclass
+class TaskState:
+    """One task's search, its best point so far, and what was measured.
+
+    Parameters
+    ----------
+    job
+        The task.
+    space
+        Its space.
+    search
+        Its search.
+    point
+        What is used now: the incumbent.
+    ratio
+        Its time over the default's.
+    seconds
+        Its time; None before it was measured.
+    share
+        Of the peak.
+    settled
+        Whether a record says that the incumbent is the best of what was tried.
+    curve
+        (seconds since the start, trials, best ratio) after every trial.
+    """
+
+    job: Job
+    space: Space
+    search: Search
+    point: Point
+    ratio: float = 1.0
+    seconds: float | None = None
+    share: float | None = None
+    settled: bool = False
+    trials: int = 0
+    rejected: list[str] = field(default_factory=list)
+    barren: int = 0
+    busy: bool = False
+    curve: list[tuple[float, int, float]] = field(default_factory=list)
+
+    @staticmethod
+    def of(
+        job: Job, isa: ISA, records: Iterable[Record], seeds: Iterable[Point], threads: int
+    ) -> TaskState:
+        """Start where the records stopped."""
+        space = space_of(job.task, isa)
+        assert space is not None
+        state = TaskState(job, space, Search(space, seeds), space.default)
+        best: Record | None = None
+        for record in records:
+            if record.threads != threads or record.of != job.task or record.point not in space:
+                continue
+            if record.what == "best":
+                if best is None or record.when >= best.when:
+                    best = record
+            elif name_of(record.point) != name_of(space.default):
+                state.search.tell(record.point, record.ratio)
+                state.trials += 1
+        if best is not None:
+            state.point, state.ratio, state.settled = best.point, best.ratio, True
+            state.seconds, state.share = best.seconds, best.share
+        return state
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to try."""
+        return self.search.exhausted and self.settled
+
+    @property
+    def total(self) -> float:
+        """Seconds of all calls of the model, measured or guessed."""
+        if self.seconds is None:
+            return self.job.guess
+        return self.seconds * self.job.calls
+
+    @property
+    def hope(self) -> float:
+        """Seconds of a model's run that more trials may be expected to save.
+
+        It halves with every batch that brought nothing.
+        """
+        return self.total * _HOPE * (0.5 if self.settled else 1.0) * 0.5**self.barren
