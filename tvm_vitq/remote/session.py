@@ -66,7 +66,7 @@ class Board:
 
 
 class Session:
-    """An open session; use it as a context manager.
+    """An open session; use it as a context manager, from one thread at a time.
 
     Parameters
     ----------
