@@ -55,7 +55,7 @@ def pack_linear(node: relax.Call, plan: LinearPlan) -> relax.Call:
     dtype = str(x.ty.dtype)
     folded = bias.astype(np.int64) - plan.offset * w.astype(np.int64).sum(axis=0)
     wrapped = folded.astype(np.int32)  # modulo 2^32, as the accumulator is
-    args = [relax.const(pack(w, plan.nt, plan.dot.kv)),
+    args = [relax.const(pack(w, plan.nt, plan.dot.kv, plan.dot)),
             relax.const(pad_columns(wrapped, plan.nt, 0))]
     attrs = {key: node.attrs[key] for key in (node.attrs.keys() if node.attrs else ())}
     if scale:

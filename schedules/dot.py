@@ -2,7 +2,7 @@
 
 A sequence adds to each 32-bit lane the dot product of ``kv`` activation codes (the same for every
 lane) and ``kv`` weight codes (one group per lane). The sequences themselves are described in
-``schedules.x86.intrinsics`` and ``schedules.arm.intrinsics``; :func:`dot_named` finds them.
+``schedules.{x86,arm,cuda}.intrinsics``; :func:`dot_named` finds them.
 """
 
 from __future__ import annotations
@@ -83,6 +83,14 @@ class Dot:
             return self.halves[1].offset("uint8")
         return {("int8", "uint8"): 128, ("uint8", "int8"): -128}.get((dtype, self.operand), 0)
 
+    def column_slot(self, column: Any) -> Any:
+        """Return where a column of a block of the packed weights stands in it."""
+        return column
+
+    def channel_slot(self, channel: Any) -> Any:
+        """Return where a channel of a group of the packed weights stands in it."""
+        return channel
+
     def spread(self, word: Any) -> Any:
         """Return one group, an integer of dtype :attr:`word`, in register form for every lane."""
         raise NotImplementedError
@@ -109,7 +117,8 @@ class Dot:
 def dot_named(name: str) -> Dot:
     """Return the sequence called ``name``, of any architecture."""
     from .arm import intrinsics as arm
+    from .cuda import intrinsics as cuda
     from .x86 import intrinsics as x86
 
-    found: Dot = x86.DOTS[name] if name in x86.DOTS else arm.DOTS[name]
-    return found
+    every: dict[str, Dot] = {**x86.DOTS, **arm.DOTS, **cuda.DOTS}
+    return every[name]

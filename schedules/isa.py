@@ -19,8 +19,8 @@ import tvm_ffi
 
 from .host import host_architecture
 
-__all__ = ["AVX2", "AVX512BW", "AVX512VNNI", "AVXVNNI", "DOTPROD", "GENERIC", "I8MM", "ISA", "NEON",
-           "architecture_of", "isa_for", "resolve_target"]
+__all__ = ["AVX2", "AVX512BW", "AVX512VNNI", "AVXVNNI", "CUDA", "DOTPROD", "GENERIC", "I8MM",
+           "ISA", "NEON", "architecture_of", "isa_for", "resolve_target"]
 
 TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 """LLVM triples of the architectures that are compiled for."""
@@ -115,6 +115,7 @@ I8MM = ISA("i8mm", ("neon", "dotprod", "i8mm"), 128, 32, "smmla", "smmla16", uns
            any16="smlal16")
 DOTPROD = ISA("dotprod", ("neon", "dotprod"), 128, 32, "sdot", "sdot16", any16="smlal16")
 NEON = ISA("neon", ("neon",), 128, 32, "smlal8", "smlal16", any16="smlal16")
+CUDA = ISA("cuda", (), 256, 255, "mma8", "mma16")
 GENERIC = ISA("generic", (), 128, 16, "", "")
 
 _PREFERENCE = {"x86_64": (AVX512VNNI, AVX512BW, AVXVNNI, AVX2), "aarch64": (I8MM, DOTPROD, NEON)}

@@ -11,6 +11,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from .dot import dot_named
 from .gemm import ANNOTATION, Epilogue, GemmSpec, Tile
 
 __all__ = ["linear_te", "matmul_te", "packed_linear_te", "requantize_te"]
@@ -152,10 +153,12 @@ def packed_linear_te(
     width = int(x.shape[-1])
     k = te.reduce_axis((0, width * pieces), "k")
     shift_by = tirx.const(offset, "int32")
+    sequence = dot_named(dot)
 
     def product(*i: Any) -> Any:
         n = i[-1]
-        weight = w(n // nt, k // kv, n % nt, k % kv).astype("int32")
+        column, channel = sequence.column_slot(n % nt), sequence.channel_slot(k % kv)
+        weight = w(n // nt, k // kv, column, channel).astype("int32")
         if rows is None:
             code = x(*i[:-1], k)
         elif pieces == 1:

@@ -1,8 +1,9 @@
 """Packed forms of constant weights: what a matmul kernel loads.
 
 ``pack`` cuts an int8 matrix [K, N] into column blocks of ``nt`` and groups of ``kv`` channels:
-``packed[b, g, j, v] = w[g*kv + v, b*nt + j]``, zeros where K and N are padded. ``plan`` chooses the
-dot sequence and the block for an instruction set.
+``packed[b, g, j, v] = w[g*kv + v, b*nt + j]``, zeros where K and N are padded; a dot sequence may
+want ``j`` and ``v`` in an order of its own (``column_slot``, ``channel_slot``). ``plan_linear``
+chooses the dot sequence and the block for an instruction set.
 """
 
 from __future__ import annotations
@@ -183,18 +184,27 @@ def chains_of(packed: np.ndarray, largest: int) -> list[int]:
     return result
 
 
-def pack(w: np.ndarray, nt: int, kv: int) -> np.ndarray:
-    """Pack int8 [K, N] to int8 [ceil(N/nt), ceil(K/kv), nt, kv]."""
+def pack(w: np.ndarray, nt: int, kv: int, dot: Dot | None = None) -> np.ndarray:
+    """Pack int8 [K, N] to int8 [ceil(N/nt), ceil(K/kv), nt, kv], in the slots of ``dot``."""
     depth, columns = w.shape
     groups, blocks = -(-depth // kv), -(-columns // nt)
     padded = np.zeros((groups * kv, blocks * nt), dtype=np.int8)
     padded[:depth, :columns] = w
-    return np.ascontiguousarray(padded.reshape(groups, kv, blocks, nt).transpose(2, 0, 3, 1))
+    packed = padded.reshape(groups, kv, blocks, nt).transpose(2, 0, 3, 1)
+    if dot is not None:
+        packed = packed[:, :, np.argsort(dot.column_slot(np.arange(nt)))]
+        packed = packed[..., np.argsort(dot.channel_slot(np.arange(kv)))]
+    return np.ascontiguousarray(packed)
 
 
-def unpack(packed: np.ndarray, depth: int, columns: int) -> np.ndarray:
+def unpack(
+    packed: np.ndarray, depth: int, columns: int, dot: Dot | None = None
+) -> np.ndarray:
     """Undo :func:`pack`."""
     blocks, groups, nt, kv = packed.shape
+    if dot is not None:
+        packed = packed[:, :, dot.column_slot(np.arange(nt))]
+        packed = packed[..., dot.channel_slot(np.arange(kv))]
     flat = packed.transpose(1, 3, 0, 2).reshape(groups * kv, blocks * nt)
     return np.ascontiguousarray(flat[:depth, :columns])
 

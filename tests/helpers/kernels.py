@@ -120,7 +120,7 @@ def linear_case(
         kind, 3, qmin, qmax, out_dtype, res_mult=1500000001, res_shift=res_shift,
         **flags)
     folded = (bias - plan.offset * w.astype("int64").sum(0)).astype("int32")
-    values = [x, pack(w, plan.nt, plan.dot.kv), pad_columns(folded, plan.nt, 0)]
+    values = [x, pack(w, plan.nt, plan.dot.kv, plan.dot), pad_columns(folded, plan.nt, 0)]
     names = ["x", "w", "bias"]
     expected = x.astype("int64") @ w.astype("int64") + bias
     added = res

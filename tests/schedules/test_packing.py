@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from schedules.dot import dot_named
 from schedules.gemm import Epilogue, GemmSpec, row_tiles
 from schedules.packing import narrow_form, pack, pad_columns, unpack
 from tests.helpers.kernels import rq
@@ -19,6 +20,20 @@ def test_pack_round_trip(shape: tuple[int, int], nt: int, kv: int) -> None:
     assert packed.size == -(-shape[0] // kv) * kv * -(-shape[1] // nt) * nt
     assert int(np.abs(packed.astype(int)).sum()) == int(np.abs(w.astype(int)).sum())
     np.testing.assert_array_equal(unpack(packed, *shape), w)
+
+
+@pytest.mark.parametrize("name", ["mma8", "mma16"])
+@pytest.mark.parametrize("shape", [(5, 7), (64, 32), (33, 100)], ids=str)
+def test_pack_in_the_slots_of_a_sequence(shape: tuple[int, int], name: str) -> None:
+    dot = dot_named(name)
+    w = np.random.default_rng(0).integers(-127, 128, shape).astype("int8")
+    packed = pack(w, 32, 16, dot)
+    np.testing.assert_array_equal(unpack(packed, *shape, dot), w)
+    k, n = shape[0] - 1, shape[1] - 1
+    place = n // 32, k // 16, dot.column_slot(n % 32), dot.channel_slot(k % 16)
+    assert packed[place] == w[k, n]
+    assert sorted(dot.column_slot(np.arange(32))) == list(range(32))
+    assert sorted(dot.channel_slot(np.arange(16))) == list(range(16))
 
 
 def test_pad_columns() -> None:
