@@ -227,6 +227,8 @@ class Schedules:
     ----------
     hits, misses : dict
         Tasks that were looked up, and were or were not in the records, by key.
+    refused : list of str
+        Why records were not used.
     """
 
     def __init__(self, isa: ISA, records: Iterable[Record] = (), threads: int = 1) -> None:
@@ -234,6 +236,7 @@ class Schedules:
         self.threads = threads
         self.hits: dict[str, Task] = {}
         self.misses: dict[str, Task] = {}
+        self.refused: list[str] = []
         self._best: dict[str, Record] = {}
         for record in latest(records).values():
             key, held = record.of.key, self._best.get(record.of.key)

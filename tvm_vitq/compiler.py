@@ -162,6 +162,8 @@ def compile_module(
     phase: Phase | None = None,
     verify_with: str | None = None,
     reference: tvm.IRModule | None = None,
+    records: str | Path | None = None,
+    threads: int = 1,
 ) -> Artifact | ForeignArtifact:
     """Compile a quantized module to one shared library, prove it and load it.
 
@@ -192,6 +194,11 @@ def compile_module(
     reference
         The same quantized network for a smaller batch. The reference interpreter, which takes time
         in proportion to the batch, then runs this one.
+    records
+        Folder of records of tuning (``tvm-vitq tune``), which come before those of the package. The
+        artefact's metadata says under ``schedules`` how many tasks were and were not in them.
+    threads
+        Threads that will run the kernels: records of as many are preferred.
 
     Returns
     -------
@@ -228,7 +235,9 @@ def compile_module(
     from tvm_vitq.artifact.build import export
     from tvm_vitq.artifact.kernels import MatmulPlans, describe_kernels
     from tvm_vitq.artifact.metadata import analyse, describe, describe_target
+    from tvm_vitq.records import describe_schedules, open_schedules
 
+    schedules = open_schedules(isa_for(tvm_target), records, threads)
     during = phase or (lambda _name: nullcontext())
     with during("lower to integers and prove"):
         integer = lower(mod, dump_ir=dump_ir)
@@ -249,7 +258,9 @@ def compile_module(
         with during("build"), tvm_target:
             plans = MatmulPlans()
             with tvm.transform.PassContext(instruments=[plans]):
-                kernels = tvm.transform.Sequential(build_passes(isa_for(tvm_target)))(integer)
+                passes = build_passes(isa_for(tvm_target), schedules)
+                kernels = tvm.transform.Sequential(passes)(integer)
+            metadata["schedules"] = describe_schedules(schedules)
             metadata["kernels"] = describe_kernels(kernels, plans.plans)
             if dump_ir is not None:
                 (Path(dump_ir) / "4_kernels.py").write_text(kernels.script())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +107,7 @@ class CompileJob:
     dump_ir: Path | None = None
     threads: int | None = None
     verify_with: str | None = None
+    records: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     phases = 7
@@ -176,8 +177,24 @@ class CompileJob:
             dump_ir=self.dump_ir,
             phase=phase,
             verify_with=self.verify_with,
+            records=self.records,
+            threads=self.threads or 1,
         )
         return self._report(artifact)
+
+    def quantized(self) -> tvm.IRModule:
+        """Return the quantized module, and do nothing else."""
+        from tvm_vitq.saved import is_saved_module
+
+        preprocess = parse_preprocess(self.preprocess)
+        saved = is_saved_module(self.model)
+        self._check_options(saved, preprocess)
+
+        def phase(_name: str) -> nullcontext[None]:
+            return nullcontext()
+
+        made, _ = self._from_saved(phase) if saved else self._from_model(phase, preprocess)
+        return made
 
     def _check_options(self, saved: bool, preprocess: dict[str, Any]) -> None:
         if not saved and self.calib is None:
@@ -247,5 +264,6 @@ class CompileJob:
             "integer_only": meta["analysis"]["integer_only"],
             "ranges_proved": meta["analysis"]["ranges_proved"],
             **artifact.verify(),
+            "schedules": meta["schedules"],
             "seconds": self.seconds,
         }

@@ -12,8 +12,10 @@ from . import compile as _compile
 from . import eval as _eval
 from . import inspect as _inspect
 from . import package as _package
+from . import records as _records
 from . import rpc_server as _rpc_server
 from . import run as _run
+from . import tune as _tune
 from . import verify as _verify
 from .common import OneLineGroup
 
@@ -35,6 +37,8 @@ app.command("verify")(_verify.command)
 app.command("bench")(_bench.command)
 app.command("package")(_package.command)
 app.command("rpc-server")(_rpc_server.command)
+app.command("tune")(_tune.command)
+app.add_typer(_records.app, name="records")
 
 
 def main() -> None:

@@ -91,6 +91,10 @@ def command(
         str | None,
         typer.Option("--verify-with", help="Emulator for the target's code, as qemu-aarch64."),
     ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option("--records", help="Folder of tuning records to use before the package's."),
+    ] = None,
     save_quantized: Annotated[
         Path | None, typer.Option("--save-quantized", help="Also save the quantized module.")
     ] = None,
@@ -156,6 +160,7 @@ def command(
             dump_ir=dump_ir,
             threads=threads,
             verify_with=verify_with,
+            records=records,
         )
         with progress_bar(job.phases, "start") as (advance, say):
             document = job.run(advance, say)
@@ -174,6 +179,11 @@ def command(
             if "replayed_with" in document:
                 golden += f" under {document['replayed_with']}"
         console.print(f"integer-only: yes; ranges proved: yes; {golden}")
+        tuned = document["schedules"]
+        counts = f"{tuned['hits']} tasks from records, {tuned['misses']} by default"
+        console.print(f"schedules: {counts}")
+        for reason in tuned["refused"]:
+            console.print(f"refused: {reason}", markup=False)
         console.print(phases, style="dim")
 
     emit(document, json, show)

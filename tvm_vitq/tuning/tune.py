@@ -91,6 +91,7 @@ class Tuning:
     states: list[TaskState] = field(default_factory=list, init=False)
     trials: int = field(default=0, init=False)
     notes: list[str] = field(default_factory=list, init=False)
+    left_out: Callable[[], list[str]] = field(default=list, init=False)
 
     def __post_init__(self) -> None:
         """Read the records, and start the searches from similar tasks' best points."""

@@ -1,0 +1,145 @@
+"""Folders of tuning records: used by ``compile``, merged, listed and pruned.
+
+What a record is, and the files, are in :mod:`schedules.records`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from relay_passes.errors import VitqError
+from schedules.isa import ISA
+from schedules.records import Record, RecordFile, Schedules, latest
+from tvm_vitq.artifact.output import atomic_output
+
+__all__ = ["describe_schedules", "list_records", "merge", "open_schedules", "prune"]
+
+
+def open_schedules(isa: ISA, folder: str | Path | None, threads: int = 1) -> Schedules:
+    """Return the schedules of a folder of records and of the package.
+
+    Raises
+    ------
+    VitqError
+        If there is no such folder.
+    """
+    if folder is None:
+        return Schedules.shipped(isa, threads)
+    files = _files([Path(folder)])
+    file = RecordFile.of(folder, isa)
+    file.read(isa.name)
+    schedules = Schedules.of_folder(isa, folder, threads)
+    schedules.refused = _reasons(file)
+    if files and not file.path.exists():
+        names = ", ".join(sorted(path.stem for path in files))
+        schedules.refused.append(f"{folder} has no records for {isa.name}, only for {names}")
+    return schedules
+
+
+def describe_schedules(schedules: Schedules) -> dict[str, Any]:
+    """Return ``hits`` and ``misses``, the numbers of tasks, and why records were ``refused``."""
+    return {"hits": len(schedules.hits), "misses": len(schedules.misses),
+            "refused": schedules.refused}  # fmt: skip
+
+
+def _files(places: Iterable[Path]) -> list[Path]:
+    """Return the files of folders of records, and files."""
+    found: list[Path] = []
+    for place in places:
+        if not place.exists():
+            raise VitqError(f"there are no records at {place}; tvm-vitq tune makes them")
+        found += sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
+    return found
+
+
+def _reasons(file: RecordFile) -> list[str]:
+    counted = Counter(why for _, why in file.refused)
+    return [f"{file.path.name}: {count} record{'s' * (count > 1)}, which {why}".replace(
+        "which is", "which are" if count > 1 else "which is") for why, count in counted.items()]
+
+
+def _write(path: Path, records: Iterable[Record]) -> None:
+    with atomic_output(path) as draft:
+        draft.write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
+
+
+def merge(sources: Sequence[str | Path], into: str | Path) -> dict[str, Any]:
+    """Put the records of several folders or files together; a record that is there stays once.
+
+    Returns
+    -------
+    dict
+        ``records`` by instruction set, ``added``, ``refused``.
+
+    Raises
+    ------
+    VitqError
+        If a source is missing, or ``into`` cannot be written.
+    """
+    into = Path(into)
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+    except OSError as why:
+        raise VitqError(f"cannot make {into}: {why.strerror}") from why
+    held: dict[str, dict[str, Record]] = {}
+    refused: list[str] = []
+    own, before = _files([into]), 0
+    for path in [*own, *_files(map(Path, sources))]:
+        file = RecordFile(path)
+        for record in file.read():
+            held.setdefault(record.isa, {}).setdefault(record.to_json(), record)
+        refused += _reasons(file)
+        if path in own:
+            before = sum(len(lines) for lines in held.values())
+    for isa, lines in held.items():
+        _write(into / f"{isa}.jsonl", sorted(lines.values(), key=lambda r: r.when))
+    total = {isa: len(lines) for isa, lines in held.items()}
+    return {"records": total, "added": sum(total.values()) - before, "refused": refused}
+
+
+def prune(folder: str | Path) -> dict[str, Any]:
+    """Keep only what ``compile`` uses: the latest best of each task.
+
+    Returns
+    -------
+    dict
+        ``kept``, ``removed``, ``refused``.
+    """
+    kept = removed = 0
+    refused: list[str] = []
+    for path in _files([Path(folder)]):
+        file = RecordFile(path)
+        records = file.read()
+        refused += _reasons(file)
+        best = sorted(latest(records).values(), key=lambda r: (r.kind, r.of.text, r.threads))
+        kept += len(best)
+        removed += len(records) + len(file.refused) - len(best)
+        _write(path, best)
+    return {"kept": kept, "removed": removed, "refused": refused}
+
+
+def list_records(folder: str | Path) -> dict[str, Any]:
+    """Describe the best of each task.
+
+    Returns
+    -------
+    dict
+        ``best``: ``isa, task, threads, point, seconds, ratio, share, trials, host, when``;
+        ``refused``.
+    """
+    rows: list[dict[str, Any]] = []
+    refused: list[str] = []
+    for path in _files([Path(folder)]):
+        file = RecordFile(path)
+        records = file.read()
+        refused += _reasons(file)
+        trials = Counter(record.key for record in records if record.what == "trial")
+        for key, record in latest(records).items():
+            rows.append({"isa": record.isa, "task": str(record.of), "threads": record.threads,
+                         "point": record.point, "seconds": record.seconds, "ratio": record.ratio,
+                         "share": record.share, "trials": trials[key], "host": record.host,
+                         "when": record.when})  # fmt: skip
+    return {"best": rows, "refused": refused}
