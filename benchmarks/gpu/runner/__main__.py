@@ -41,10 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", type=_list, help="names in bundle.json [all]")
     parser.add_argument("--batches", type=_list, help="[all]")
     parser.add_argument("--sanitize", type=_list, nargs="?", const=list(TOOLS), default=[],
-                        metavar="TOOLS", help="compute-sanitizer's tools, too [all four]")  # fmt: skip
+                        help="run compute-sanitizer's tools, too [all four]")  # fmt: skip
     parser.add_argument("--retry", action="store_true", help="do failed tasks again")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda",
-                        help="cpu: a trial of the runner on a bundle for CPUs")  # fmt: skip
     parser.add_argument("--inputs", type=int, help="for check: how many derived inputs [all]")
     parser.add_argument("--current", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
@@ -79,7 +77,7 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
     stages = [*options.stages, *(["sanitize"] if options.sanitize else [])]
     todo = tasks(bundle, stages, options.models, batches, options.sanitize or TOOLS)
     if options.verb == "work":
-        return work(bundle, todo, options.out, options.device, options.deadline,
+        return work(bundle, todo, options.out, bundle.device, options.deadline,
                     lambda task: _note(options.current, task))  # fmt: skip
     if options.retry and options.out.is_file():
         document = json.loads(options.out.read_text(encoding="utf-8"))
@@ -87,7 +85,7 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
         options.out.write_text(json.dumps(document), encoding="utf-8")
     child = [sys.executable, "-m", __package__ or "runner", "work",
              *[word for word in given if word not in ("run", "--retry")]]  # fmt: skip
-    results = sit(bundle, todo, options.out.resolve(), options.device, options.budget, child)
+    results = sit(bundle, todo, options.out.resolve(), bundle.device, options.budget, child)
     print("\n" + tables(results.document))
     checks = [entry for model in results.document["checks"].values() for entry in model.values()]
     return 0 if all(entry["equal"] for entry in checks) else 1
@@ -98,7 +96,7 @@ def _note(path: Path, task: Task) -> None:
 
 
 def _check(options: argparse.Namespace, bundle: Bundle, batches: list[int] | None) -> int:
-    runtime = Runtime(bundle.folder / "lib", options.device)
+    runtime = Runtime(bundle.folder / "lib", bundle.device)
     equal = True
     for task in tasks(bundle, ["check"], options.models, batches):
         found = check(bundle, task.model, task.batch, runtime, options.inputs)

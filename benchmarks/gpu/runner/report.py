@@ -46,9 +46,9 @@ def tables(document: Mapping[str, Any]) -> str:
             f"PyTorch {device.get('torch', 'none')}, {document['date']}"]  # fmt: skip
     if document["peaks"]:
         found = document["peaks"]
-        head.append("measured peaks: "
-                    f"int8 {found['int8_peak_tops']} TOP/s, bf16 {found['bf16_peak_tops']} TFLOP/s, "
-                    f"copy {found['copy_gb_per_s']} GB/s")  # fmt: skip
+        int8, half, copy = (found[key] for key in ("int8_peak_tops", "bf16_peak_tops",
+                                                   "copy_gb_per_s"))  # fmt: skip
+        head.append(f"measured peaks: int8 {int8} TOP/s, bf16 {half} TFLOP/s, copy {copy} GB/s")
     parts = ["\n".join(head), _times(document), _kernels(document), bars_table(document),
              _left_out(document)]  # fmt: skip
     return "\n\n".join(part for part in parts if part)

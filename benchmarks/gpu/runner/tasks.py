@@ -55,6 +55,8 @@ class Bundle:
 
     Attributes
     ----------
+    device
+        ``cuda``, or ``cpu`` for a bundle that the runner itself is tried with.
     manifest
         ``bundle.json``: ``made``, ``arch``, ``versions`` and ``models``: for each ``architecture``,
         ``blocks`` (how many), ``weights`` (real or random), ``recipe``, ``checks`` (file of
@@ -64,6 +66,7 @@ class Bundle:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.manifest = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
+        self.device = str(self.manifest["device"])
         self.models: dict[str, dict[str, Any]] = self.manifest["models"]
 
     def artifact(self, model: str, batch: int) -> Path:

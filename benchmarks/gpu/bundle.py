@@ -1,0 +1,177 @@
+"""Make the bundle: artefacts, expected logits, TVM's runtime, the runner; one folder, one archive.
+
+The archive is xz with a window that spans several artefacts: those of one network for several
+batches hold the same weights, and so does what :mod:`benchmarks.gpu.networks` draws.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import lzma
+import shutil
+import tarfile
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relay_passes.errors import VitqError
+
+from .networks import Network, Quantized, prepare
+from .rebatch import rebatch
+from .runner.inputs import derive
+from .runner.models import blocks_of
+
+__all__ = ["LIMIT", "add_network", "archive", "finish", "make"]
+
+LIMIT = 60 << 20
+"""Bytes that the archive may have."""
+
+_HERE = Path(__file__).resolve().parent
+_CHECK_BATCH = 8
+_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 2, "dict_size": 192 << 20, "mf": lzma.MF_HC4}]
+_PACKAGES = ("tvm-vitq", "apache-tvm", "apache-tvm-ffi")
+
+
+def make(
+    output: Path, networks: Mapping[str, Network], batches: Iterable[int], arch: str,
+    inputs: int = 64, samples: int = 128, kept: Path | None = None,
+    verify_with: str | None = None, say: Callable[[str], None] = print,
+) -> Path:  # fmt: skip
+    """Make a bundle.
+
+    Parameters
+    ----------
+    output
+        Folder to make; the archive is beside it, with ``.tar.xz`` added to its name.
+    networks
+        By the name that the results will have.
+    batches
+        Images per call: one artefact each.
+    arch
+        Target of ``tvm-vitq compile``: ``sm_90``; a processor's name makes a bundle that the runner
+        is tried with.
+    inputs
+        Derived inputs that the bundle knows the logits of.
+    samples
+        Calibration images of networks with real weights.
+    kept
+        Folder of quantized modules, to be used again.
+    verify_with
+        Emulator for the artefacts, see ``tvm-vitq compile``.
+    say
+        Progress.
+
+    Returns
+    -------
+    Path
+        The archive.
+
+    Raises
+    ------
+    VitqError
+        If the folder is in use, something does not compile, or the archive is too large.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise VitqError(f"{output} is there already; name another folder or remove it")
+    (output / "artifacts").mkdir(parents=True)
+    (output / "checks").mkdir()
+    models: dict[str, Any] = {}
+    for name, network in networks.items():
+        say(f"{name}: quantize")
+        quantized = prepare(network, samples, None if kept is None else kept / f"{name}.vitq")
+        models[name] = add_network(output, name, network, quantized, batches, arch, inputs,
+                                   verify_with, say)  # fmt: skip
+    finish(output, models, arch)
+    say("compress")
+    return archive(output)
+
+
+def add_network(
+    output: Path, name: str, network: Network, quantized: Quantized, batches: Iterable[int],
+    arch: str, inputs: int, verify_with: str | None, say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Compile a network for every batch, and note the logits that it must give.
+
+    The logits of derived inputs are those of the artefact for this machine's processor, which
+    compile has compared with the reference interpreter's.
+    """
+    from tvm_vitq.compiler import compile_module
+
+    small = rebatch(quantized.module, 2)
+    found: dict[str, str] = {}
+    for batch in batches:
+        place = f"artifacts/{name}_b{batch}.so"
+        say(f"{name}: compile for batch {batch}")
+        compile_module(rebatch(quantized.module, batch), arch, output / place, quantized.golden,
+                       verify_with=verify_with, reference=small)  # fmt: skip
+        found[str(batch)] = place
+    say(f"{name}: logits of {inputs} inputs")
+    native = output / "native.so"
+    known = compile_module(rebatch(quantized.module, _CHECK_BATCH), "native", native,
+                           quantized.golden, reference=small)  # fmt: skip
+    codes, _ = known.golden
+    spec = known.metadata["input"]["codes"]
+    logits = known.run_codes(derive(codes, inputs, spec["qmin"], spec["qmax"]))
+    native.unlink()
+    checks = f"checks/{name}.npz"
+    np.savez_compressed(output / checks, logits=logits)
+    architecture = dict(network.architecture)
+    return {
+        "architecture": architecture, "blocks": blocks_of(architecture),
+        "weights": quantized.weights, "recipe": quantized.recipe, "bars": network.bars,
+        "checks": checks, "artifacts": found,
+    }  # fmt: skip
+
+
+def finish(output: Path, models: Mapping[str, Any], arch: str) -> None:
+    """Add the runtime's libraries, the runner and ``bundle.json``."""
+    on_gpu = arch.startswith("sm_")
+    names = ["tvm_ffi/lib/libtvm_ffi.so", "tvm/lib/libtvm_runtime.so"]
+    names += ["tvm/lib/libtvm_runtime_cuda.so"] if on_gpu else []
+    (output / "lib").mkdir()
+    for name in names:
+        package, _, path = name.partition("/")
+        spec = util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise VitqError(f"the Python package {package} is not installed")
+        shutil.copyfile(Path(spec.origin).parent / path, output / "lib" / Path(path).name)
+    skip = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(_HERE / "runner", output / "runner", ignore=skip)
+    shutil.copyfile(_HERE / "README.md", output / "README.md")
+    shutil.copyfile(_HERE.parents[1] / "LICENSE", output / "LICENSE")
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    document = {
+        "format": 1, "made": now, "arch": arch, "device": "cuda" if on_gpu else "cpu",
+        "versions": {name: metadata.version(name) for name in _PACKAGES}, "models": dict(models),
+    }  # fmt: skip
+    text = json.dumps(document, indent=1) + "\n"
+    (output / "bundle.json").write_text(text, encoding="utf-8")
+
+
+def archive(folder: Path, limit: int = LIMIT) -> Path:
+    """Compress a bundle.
+
+    Raises
+    ------
+    VitqError
+        If the archive is larger than ``limit`` bytes; it is left there.
+    """
+    path = folder.with_name(folder.name + ".tar.xz")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with lzma.open(path, "wb", filters=_FILTERS) as packed, tarfile.open(
+        fileobj=packed, mode="w"
+    ) as tar:  # fmt: skip
+        for file in files:
+            tar.add(file, f"{folder.name}/{file.relative_to(folder)}")
+    size = path.stat().st_size
+    if size > limit:
+        raise VitqError(
+            f"{path} has {size / 2**20:.1f} MiB, more than {limit / 2**20:.0f}: leave out models "
+            "or batches"
+        )
+    return path
