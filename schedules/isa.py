@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import tvm
 import tvm_ffi
 
+from .cuda.target import is_cuda_name, resolve_cuda_target
 from .host import host_architecture
 
 __all__ = ["AVX2", "AVX512BW", "AVX512VNNI", "AVXVNNI", "CUDA", "DOTPROD", "GENERIC", "I8MM",
@@ -148,7 +149,7 @@ def _known_cpus(architecture: str) -> frozenset[str]:
 
 
 def resolve_target(name: str = "native", threads: int | None = None) -> tvm.target.Target:
-    """Return the LLVM target called ``name``.
+    """Return the target called ``name``: an LLVM one, or a CUDA one.
 
     Parameters
     ----------
@@ -156,7 +157,8 @@ def resolve_target(name: str = "native", threads: int | None = None) -> tvm.targ
         ``"native"`` (the processor that runs this); ``"aarch64"``, ``"aarch64+dotprod"`` or
         ``"aarch64+i8mm"``; or any processor name that LLVM knows, first for this machine's
         architecture, then for the others: ``"x86-64-v3"`` (AVX2), ``"x86-64-v4"`` (AVX-512),
-        ``"znver3"``, ``"cortex-a76"``, ``"apple-m1"``, …
+        ``"znver3"``, ``"cortex-a76"``, ``"apple-m1"``, …; or a GPU's, ``"cuda"`` or ``"sm_75"`` to
+        ``"sm_90"`` (:func:`schedules.cuda.target.resolve_cuda_target`).
     threads
         Number of cores written into the target, by default this machine's.
 
@@ -165,6 +167,8 @@ def resolve_target(name: str = "native", threads: int | None = None) -> tvm.targ
     ValueError
         LLVM does not know the name (one line that says which names are usual).
     """
+    if is_cuda_name(name):
+        return resolve_cuda_target(name)
     fields = {"kind": "llvm", "num-cores": threads or os.cpu_count() or 1}
     host = host_architecture()
     base, _, extension = name.partition("+")
@@ -182,6 +186,6 @@ def resolve_target(name: str = "native", threads: int | None = None) -> tvm.targ
             return tvm.target.Target({**fields, "mtriple": triple, "mcpu": cpu})
     raise ValueError(
         f"unknown target {name!r}: use native, x86-64-v3 (AVX2), x86-64-v4 (AVX-512), aarch64, "
-        "aarch64+dotprod, aarch64+i8mm or a processor name that LLVM knows, for example znver3 or "
-        "cortex-a76"
+        "aarch64+dotprod, aarch64+i8mm, a processor name that LLVM knows, for example znver3 or "
+        "cortex-a76, or cuda, sm_75 … sm_90 for an NVIDIA GPU"
     )

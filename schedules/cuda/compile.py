@@ -1,0 +1,127 @@
+"""GPU code of whole modules: from Relax's build to a shared library, on machines without a GPU.
+
+Where TVM finds no driver its CUDA code generation leaves the C++ text in the module, to be compiled
+when the library is loaded; where it finds one it compiles at once, with fast mathematics. Here it
+is the same on both: within :func:`cuda_build` the text stays, and :meth:`CudaBuild.pack`, given to
+``export_library``, has nvcc compile it and puts machine code into the library instead::
+
+    with cuda_build(target) as build:
+        executable = relax.build(mod, target, ...)
+        executable.export_library(path, fpack_imports=build.pack)
+    build.resources["fused_dense_kernel"].registers
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tvm
+import tvm_ffi
+
+from .lower import cuda_source, replaced_compiler
+from .nvcc import Resources, compile_cuda, find_nvcc, ptx, resource_report, sass
+
+__all__ = ["CudaBuild", "compile_cuda", "cuda_build", "cuda_source", "find_nvcc", "ptx",
+           "resource_report", "sass"]
+
+_KEEP_SOURCE = "TVM_COMPILE_FORCE_FALLBACK"
+"""Environment variable that has TVM keep the text even where there is a driver."""
+
+
+class CudaBuild:
+    """One build's GPU code.
+
+    Attributes
+    ----------
+    source
+        CUDA C++ text, "" before :meth:`pack`.
+    resources
+        What each kernel takes, by name.
+    """
+
+    def __init__(self, arch: str) -> None:
+        self.source = ""
+        self.resources: dict[str, Resources] = {}
+        self._arch = arch
+
+    def compile(self, source: str) -> bytes:
+        """Return the machine code of CUDA C++ text; errors as of :func:`compile_cuda`."""
+        binary, self.resources = compile_cuda(source, self._arch)
+        self.source = source
+        return binary
+
+    def pack(self, module: Any, is_system_lib: bool, prefix: str, workspace: str) -> str:
+        """Write a library's imported modules as a C++ compiler's input; see ``export_library``.
+
+        Raises
+        ------
+        ValueError
+            nvcc is missing, or refuses the text.
+        """
+        assert not is_system_lib, "a library with GPU code cannot be linked statically"
+        blob = _blob(module)
+        for source in _sources(module):
+            blob = _replaced(blob, source.encode(), self.compile(source))
+        folder = Path(workspace)
+        (folder / "imports.bin").write_bytes(len(blob).to_bytes(8, "little") + blob)
+        symbol = tvm_ffi.get_global_func("runtime.ModuleImportsBlobName")()
+        out = folder / "imports.s"
+        out.write_text(f'.section .rodata\n.globl {prefix}{symbol}\n.balign 16\n{prefix}{symbol}:\n'
+                       f'.incbin "{folder / "imports.bin"}"\n'
+                       '.section .note.GNU-stack,"",%progbits\n')
+        return str(out)
+
+
+@contextmanager
+def cuda_build(target: tvm.target.Target) -> Iterator[CudaBuild]:
+    """Build CUDA code as this module's docstring says; other targets are not touched by it."""
+    build = CudaBuild(str(target.attrs["arch"]))
+    before = os.environ.get(_KEEP_SOURCE)
+    os.environ[_KEEP_SOURCE] = "1"
+    try:
+        # Who builds and runs in one process, without a library, gets the same code.
+        with replaced_compiler(build.compile):
+            yield build
+    finally:
+        if before is None:
+            del os.environ[_KEEP_SOURCE]
+        else:
+            os.environ[_KEEP_SOURCE] = before
+
+
+def _blob(module: Any) -> bytes:
+    tensor = tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")(module)
+    return bytes(tensor.numpy().tobytes())[8:]  # after its length
+
+
+def _sources(module: Any) -> Iterator[str]:
+    """Yield the text of every CUDA module that is still text."""
+    for imported in module.imports:
+        if imported.kind == "cuda" and imported.inspect_source("cuda"):
+            yield str(imported.inspect_source("cuda"))
+        yield from _sources(imported)
+
+
+def _replaced(blob: bytes, source: bytes, binary: bytes) -> bytes:
+    """Return packed modules with the text of one of them replaced by machine code.
+
+    A module is stored as its length and then three fields: the format, the functions' names and
+    launch parameters, and the code; a string is its length and its bytes, lengths 8 bytes each.
+    """
+    head, tail = _string(b"cuda"), _string(source)
+    end = blob.index(tail) + len(tail)
+    begin = blob.rindex(head, 0, end - len(tail))
+    # The module's kind is such a string, too: its format is the one that the length leads to.
+    while int.from_bytes(blob[begin - 8:begin], "little") != end - begin:
+        begin = blob.rindex(head, 0, begin)
+    functions = blob[begin + len(head):end - len(tail)]
+    payload = _string(b"fatbin") + functions + _string(binary)
+    return blob[:begin - 8] + _string(payload) + blob[end:]
+
+
+def _string(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text

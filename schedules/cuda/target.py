@@ -1,0 +1,55 @@
+"""Names of CUDA targets, and what TVM has to know of each architecture without asking a GPU."""
+
+from __future__ import annotations
+
+import tvm
+
+from schedules.host import host_architecture
+
+__all__ = ["ARCHITECTURES", "is_cuda_name", "resolve_cuda_target"]
+
+ARCHITECTURES = {
+    "sm_75": 65536,
+    "sm_80": 166912,
+    "sm_86": 101376,
+    "sm_87": 166912,
+    "sm_89": 101376,
+    "sm_90": 232448,
+}
+"""Architectures and the most shared memory that a block may have on them, bytes (CUDA C++
+Programming Guide, table of technical specifications per compute capability)."""
+
+DEFAULT = "sm_80"
+"""Machine code of it runs on all of sm_80 … sm_89, and its PTX on everything newer."""
+
+
+def is_cuda_name(name: str) -> bool:
+    """Whether ``name`` is meant for :func:`resolve_cuda_target`."""
+    return name.partition("+")[0] == "cuda" or name.startswith("sm_")
+
+
+def resolve_cuda_target(name: str = "cuda") -> tvm.target.Target:
+    """Return the CUDA target called ``name``, with this machine's architecture as host.
+
+    Parameters
+    ----------
+    name
+        ``"sm_75"``, ``"sm_80"``, ``"sm_86"``, ``"sm_87"``, ``"sm_89"`` or ``"sm_90"``, also as
+        ``"cuda+sm_80"``; ``"cuda"`` is ``"sm_80"``. Code for one of them runs on it and on later
+        ones: as machine code within a generation (sm_8x), else from PTX that the driver compiles.
+
+    Raises
+    ------
+    ValueError
+        There is no such architecture, or it has no int8 tensor cores.
+    """
+    base, _, extension = name.partition("+")
+    arch = extension or DEFAULT if base == "cuda" else name
+    if arch not in ARCHITECTURES or name.endswith("+"):
+        raise ValueError(f"unknown CUDA target {name!r}: use cuda (sm_80 and later) or one of "
+                         f"{', '.join(ARCHITECTURES)} (int8 tensor cores begin with sm_75)")
+    return tvm.target.Target(
+        {"kind": "cuda", "arch": arch, "max_threads_per_block": 1024, "thread_warp_size": 32,
+         "max_shared_memory_per_block": ARCHITECTURES[arch]},
+        host={"kind": "llvm", "mtriple": f"{host_architecture()}-linux-gnu"},
+    )
