@@ -13,7 +13,8 @@ device memory ("local memory"), which the resource report of a build shows and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import tvm
@@ -92,6 +93,15 @@ class CudaWriter(Writer):
         self.emit(tirx.AllocBuffer(array))
         self.emit(tirx.DeclBuffer(view, data=array.data))
         return view
+
+    @contextmanager
+    def unrolled(self, name: str, extent: int) -> Iterator[Any]:
+        """Open a loop that nvcc unrolls: as one of kind ``unrolled``, but the text has it once."""
+        with self.scope() as body, self.loop(name, extent, "unrolled") as var:
+            yield var
+        (loop,) = body
+        off = tirx.const(False, "bool")
+        self.emit(tirx.AttrStmt(const(0, "int32"), "pragma_unroll_explicit", off, loop))
 
     def barrier(self) -> None:
         """Wait for all threads of the block; what they wrote to shared memory is then seen."""
