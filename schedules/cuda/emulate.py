@@ -142,7 +142,7 @@ class Emulator:
         """
         for name in self._kernels:
             def function(*tensors: Any, name: str = name) -> None:
-                self.run(name, *(_view(tensor) for tensor in tensors), seed=seed)
+                self.run(name, *map(np.from_dlpack, tensors), seed=seed)
 
             tvm_ffi.register_global_func(prefix + name, function, override=True)
 
@@ -187,17 +187,6 @@ class Emulator:
         what = {3: "address is not aligned", 4: "address is not in shared memory",
                 6: "fewer than 32 threads", 7: "selector beyond 7 after"}[report.problem]
         return f"{what}: {line(report.line)} ({where})"
-
-
-def _view(tensor: Any) -> np.ndarray:
-    """Return the memory of a tensor on the CPU as an array."""
-    if isinstance(tensor, np.ndarray):
-        return tensor
-    size = tvm.DataType(tensor.dtype).bits // 8
-    for extent in tensor.shape:
-        size *= int(extent)
-    memory = (ctypes.c_char * size).from_address(tensor.__dlpack_data__)
-    return np.frombuffer(memory, dtype=str(tensor.dtype)).reshape(tensor.shape)
 
 
 def _host_source(source: str, arch: str) -> str:

@@ -17,6 +17,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -238,6 +240,20 @@ inline void do_mma(Fiber* const* lane) {
     case 2: return multiply<std::uint8_t, std::int8_t>(lane);
     default: return multiply<std::uint8_t, std::uint8_t>(lane);
   }
+}
+
+// Codes limited to their dtype, side by side in a word.
+template <class T>
+int pack(std::initializer_list<int> codes) {
+  unsigned int word = 0;
+  int at = 0;
+  for (int code : codes) {
+    const int low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();
+    const unsigned int limited = static_cast<unsigned int>(std::min(std::max(code, low), high));
+    word |= (limited & ((1u << 8 * sizeof(T)) - 1)) << at;
+    at += 8 * sizeof(T);
+  }
+  return static_cast<int>(word);
 }
 
 // Modes of shuffles: 0 xor, 1 from a lane, 2 down, 3 up, 4 none (a barrier of the warp).
@@ -567,6 +583,11 @@ inline T __ldg(const T* from) {
 #define vitq_copy_wait2() vitq::copy_wait(2)
 #define vitq_copy_wait3() vitq::copy_wait(3)
 #define vitq_copy_wait4() vitq::copy_wait(4)
+#define vitq_pack_s8(a, b, c, d) vitq::pack<std::int8_t>({a, b, c, d})
+#define vitq_pack_u8(a, b, c, d) vitq::pack<std::uint8_t>({a, b, c, d})
+#define vitq_pack_s16(a, b) vitq::pack<std::int16_t>({a, b})
+#define vitq_load4(d, from) vitq::load<1>(__LINE__, d, from)
+#define vitq_store4(to, s) vitq::store<1>(__LINE__, to, s)
 #define vitq_load8(d, from) vitq::load<2>(__LINE__, d, from)
 #define vitq_load16(d, from) vitq::load<4>(__LINE__, d, from)
 #define vitq_store8(to, s) vitq::store<2>(__LINE__, to, s)
