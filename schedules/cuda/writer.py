@@ -26,6 +26,7 @@ from .device import FUNCTIONS
 
 __all__ = ["CudaWriter", "pointer"]
 
+_HELD = "__device__ __forceinline__ void vitq_held(const void* registers) {\n}\n"
 _ALIGNMENT = 128
 """Alignment of shared buffers, bytes: one row of the 32 banks."""
 
@@ -64,6 +65,7 @@ class CudaWriter(Writer):
         self.threads = threads
         self.thread = self._axes[-1][0].var
         self._views: list[Any] = []
+        self._arrays: list[list[Any]] = [[]]
         self._shared_bytes = 0
         self.lane = self.bind("lane", self.thread % 32)
         self.warp = self.bind("warp", tirx.floordiv(self.thread, tirx.const(32, "int32")))
@@ -92,7 +94,25 @@ class CudaWriter(Writer):
                        for _ in range(2))
         self.emit(tirx.AllocBuffer(array))
         self.emit(tirx.DeclBuffer(view, data=array.data))
+        self._arrays[-1].append(array)
         return view
+
+    @contextmanager
+    def scope(self) -> Iterator[list[Any]]:
+        """Collect statements in a list of their own (for a body built elsewhere)."""
+        with super().scope() as statements:
+            self._arrays.append([])
+            yield statements
+            self._hold()
+
+    def _hold(self) -> None:
+        # Nor does TVM see the last access through an address: it would give an array's registers
+        # to another one too early. A use of the array itself, where its scope ends, forbids that.
+        from tvm.backend.cuda.op import cuda_func_call
+
+        for array in self._arrays.pop():
+            call = cuda_func_call("vitq_held", array.data, source_code=_HELD, return_type="void")
+            self.emit(tirx.Evaluate(call))
 
     @contextmanager
     def unrolled(self, name: str, extent: int) -> Iterator[Any]:
@@ -126,13 +146,17 @@ class CudaWriter(Writer):
         # nothing to plan.
         if not self._views:
             return []
-        arena = tirx.decl_buffer([self._shared_bytes], "uint8", self._fresh("arena"),
-                                 scope="shared.dyn")
+        # Of the views' dtype if they have one: TVM would change the arena's and not its length.
+        dtypes = {str(view.dtype) for view in self._views}
+        dtype = dtypes.pop() if len(dtypes) == 1 else "uint8"
+        length = self._shared_bytes * 8 // tvm.DataType(dtype).bits
+        arena = tirx.decl_buffer([length], dtype, self._fresh("arena"), scope="shared.dyn")
         return [tirx.AllocBuffer(arena),
                 *(tirx.DeclBuffer(view, data=arena.data) for view in self._views)]
 
     def prim_func(self, params: Sequence[Any], attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Close the function."""
+        self._hold()
         body: Any = tirx.SeqStmt([*self._declarations(), *self._stack[0]])
         for axis, extent in reversed(self._axes):
             body = tirx.AttrStmt(axis, "thread_extent", tirx.const(extent, "int32"), body)
