@@ -38,9 +38,12 @@ def bars(document: Mapping[str, Any]) -> list[Bar]:
     Returns
     -------
     list of (what, bar, measured, verdict)
-        The verdict is ``met``, ``missed``, ``not shown`` (nothing was measured) or ``met so far``
-        (a part of what the bar speaks of was not measured, or not against ``torch.compile``).
+        The verdict is ``met``, ``missed``, ``not shown`` (nothing was measured, or not on a GPU) or
+        ``met so far`` (a part of what the bar speaks of was not measured, or not against
+        ``torch.compile``).
     """
+    if document["device"]["kind"] != "cuda":
+        document = {**document, "checks": {}, "times": {}, "kernels": {}, "sanitize": {}}
     models = {name: model for name, model in document["bundle"]["models"].items()}
     judged = [name for name, model in models.items() if model["bars"]]
     rows = [_logits(document, models)]

@@ -8,6 +8,7 @@ import shutil
 import statistics
 import subprocess
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 __all__ = ["clocks", "describe", "peaks"]
@@ -42,30 +43,24 @@ def clocks() -> dict[str, Any]:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Return the device's name, its size, and the versions of driver, CUDA and PyTorch."""
+    """Return the device's name and size, the driver, and the versions of what is installed.
+
+    PyTorch is asked for the name only where ``nvidia-smi`` does not tell it: importing it takes
+    seconds.
+    """
     found: dict[str, Any] = {"kind": device, "python": platform.python_version()}
-    try:
-        import torch
-    except ImportError:
-        torch = None  # type: ignore[assignment]
-    if torch is not None:
-        found["torch"], found["torch_cuda"] = torch.__version__, torch.version.cuda
+    for package in ("torch", "triton", "onnxruntime-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
     if device != "cuda":
         return {**found, "name": platform.processor() or platform.machine()}
-    told = _nvidia_smi(["name", "driver_version", "memory.total"])
+    told = _nvidia_smi(["name", "driver_version", "memory.total", "compute_cap"])
     if told:
-        found["name"], found["driver"], found["memory_mib"] = told[0], told[1], float(told[2])
-    if torch is not None:
-        properties = torch.cuda.get_device_properties(0)
-        found["name"] = properties.name
-        found["capability"] = f"{properties.major}.{properties.minor}"
-        found["multiprocessors"] = properties.multi_processor_count
-        found["l2_bytes"] = getattr(properties, "L2_cache_size", None)
-    with contextlib.suppress(ImportError):
-        import triton
+        return {**found, **dict(zip(("name", "driver", "memory_mib", "capability"), told,
+                                    strict=True))}  # fmt: skip
+    import torch
 
-        found["triton"] = triton.__version__
-    return found
+    return {**found, "name": torch.cuda.get_device_name(0)}
 
 
 def peaks(sizes: tuple[int, ...], device: str, runs: int = 20) -> dict[str, Any]:
@@ -84,7 +79,8 @@ def peaks(sizes: tuple[int, ...], device: str, runs: int = 20) -> dict[str, Any]
     -------
     dict
         ``int8_tops`` by size and ``int8_peak_tops``, the largest (``torch._int_mm``); the same of
-        bf16; ``copy_gb_per_s``, bytes read and written. An operation is an addition or a product.
+        bf16; ``copy_gb_per_s``, bytes read and written; on a GPU its ``multiprocessors`` and
+        ``l2_bytes``. An operation is an addition or a product.
     """
     import torch
 
@@ -108,6 +104,10 @@ def peaks(sizes: tuple[int, ...], device: str, runs: int = 20) -> dict[str, Any]
     goal = torch.empty_like(source)
     seconds = _median(lambda: goal.copy_(source), device, runs)
     found["copy_gb_per_s"] = round(2 * bytes_ / seconds / 1e9, 1)
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found["multiprocessors"] = properties.multi_processor_count
+        found["l2_bytes"] = getattr(properties, "L2_cache_size", None)
     return found
 
 

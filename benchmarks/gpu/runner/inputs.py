@@ -54,15 +54,15 @@ def derive(base: np.ndarray, count: int, qmin: int, qmax: int) -> np.ndarray:
         elif kind == 1:
             made = np.where(drawn & np.uint64(1 << 20), qmax, qmin)
         elif kind == 2:
-            made = np.full(shape, qmin if i % (2 * KINDS) == 2 else qmax)
+            made = np.full(shape, (qmin, qmax, qmin + 37 * i % int(span))[min(i // KINDS, 2)])
         elif kind == 3:
             made = np.roll(image, 17 * i + 5, axis=-1)
         elif kind == 4:
             made = np.flip(image, axis=-1) + (random >> 4)
         elif kind == 5:
-            made = (image + other) >> 1
+            made = (image + np.roll(other, i, axis=-1)) >> 1
         elif kind == 6:
-            made = 3 * image
+            made = 3 * np.roll(image, 29 * i, axis=-1)
         else:
             made = np.roll(image, 13 * i + 3, axis=-2) + (random >> 2)
         out[i] = np.clip(made, qmin, qmax)

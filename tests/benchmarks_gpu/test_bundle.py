@@ -1,0 +1,193 @@
+"""A bundle for this machine's processor: made, packed, unpacked, checked by the runner alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu import bundle as bundles
+from benchmarks.gpu.networks import Network, pooled_weights, prepare
+from benchmarks.gpu.rebatch import batch_of, rebatch
+from relay_passes.errors import VitqError
+from relay_passes.pipeline import lower
+from relay_passes.split_boundary import SplitBoundary
+from tvm_vitq.compiler import reference_logits
+
+VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2,
+       "num_classes": 5}  # fmt: skip
+SWIN = {"img_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [2], "num_heads": [2],
+        "window_size": 4, "num_classes": 5}  # fmt: skip
+
+
+def network(family: str) -> Network:
+    made, arguments = {
+        "vit": ("timm.models.vision_transformer:VisionTransformer", VIT),
+        "swin": ("timm.models.swin_transformer:SwinTransformer", SWIN),
+    }[family]  # fmt: skip
+    preprocess = {"input_size": [3, 16, 16], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
+    return Network(f"{made}?{json.dumps(arguments)}", {"family": family, **arguments},
+                   preprocess=preprocess)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["vit", "swin"])
+def quantized(request: pytest.FixtureRequest):
+    return prepare(network(request.param), 8).module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the unpacked archive of a bundle with one small network."""
+    place = tmp_path_factory.mktemp("bundle")
+    path = bundles.make(place / "made", {"mini": network("vit")}, [2], "native", inputs=9,
+                        say=lambda _: None)  # fmt: skip
+    with tarfile.open(path) as tar:
+        tar.extractall(place / "unpacked", filter="data")
+    return place / "unpacked" / "made"
+
+
+def logits(module, codes: np.ndarray) -> np.ndarray:
+    import tvm
+
+    split = tvm.transform.Sequential([SplitBoundary()])(lower(module))
+    return reference_logits(split, codes, batch_of(module))
+
+
+def test_rebatching_changes_no_logit(quantized) -> None:
+    import tvm
+
+    codes = np.random.default_rng(0).integers(-127, 128, (3, 3, 16, 16)).astype(np.int8)
+    one = rebatch(quantized, 1)
+    assert json.loads(str(one.attrs["vitq.model"]))["input"]["shape"][0] == batch_of(one) == 1
+    wanted = logits(one, codes)
+    assert len(np.unique(wanted)) > 5
+    np.testing.assert_array_equal(logits(rebatch(quantized, 3), codes), wanted)
+    tvm.ir.assert_structural_equal(
+        rebatch(one, 8)["main"].without_attr("global_symbol"),
+        quantized["main"].without_attr("global_symbol"),
+    )
+
+
+def test_pooled_weights_differ_and_keep_the_structure(quantized) -> None:
+    from relay_passes.dialect.registry import constant_of
+
+    def weights(module) -> list[np.ndarray]:
+        calls = (b.value for block in module["main"].body.blocks for b in block.bindings)
+        calls = (call for call in calls if hasattr(call, "op"))
+        found = [constant_of(c.args[0]) for c in calls if c.op.name == "relax.dequantize"]
+        return [w for w in found if w is not None and w.dtype == np.int8 and w.ndim == 2]
+
+    again = pooled_weights(quantized, tiles=40)
+    before, after = weights(quantized), weights(again)
+    assert [w.shape for w in before] == [w.shape for w in after]
+    assert len({w.tobytes() for w in after}) == len(after) >= 6
+    assert all(abs(w.astype(int)).max() <= 127 for w in after)
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "runner", *arguments], cwd=folder, text=True,
+                          capture_output=True, check=False)  # fmt: skip
+
+
+def script(folder: Path, code: str) -> Any:
+    """Run code where the bundle is, apart: its libraries are a second TVM. Return its last line."""
+    begin = """
+import json
+from pathlib import Path
+import numpy as np
+from runner.artifact import Artifact
+from runner.ffi import Runtime, RuntimeFailure
+from runner.results import Results
+from runner.tasks import Bundle, Task, check, perform
+bundle, runtime = Bundle(Path()), Runtime(Path("lib"), "cpu")
+"""
+    done = subprocess.run([sys.executable, "-c", begin + code], cwd=folder, text=True,
+                          capture_output=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_what_the_runner_finds(folder: Path, tmp_path: Path) -> None:
+    code = """
+results = Results.open(Path({out!r}), {{"name": "x"}}, bundle.identity())
+said = []
+for stage in ("check", "kernels", "quick"):
+    perform(Task(stage, "mini", 2), bundle, results, "cpu", said.append)
+results.save()
+print(json.dumps(said))
+"""
+    said = script(folder, code.format(out=str(tmp_path / "r.json")))
+    assert said[0] == "0 of 105 logits different"
+    document = json.loads((tmp_path / "r.json").read_text())
+    found = document["checks"]["mini"]["2"]
+    assert found["equal"] and found["golden"] == {"inputs": 2, "logits": 10, "different": 0}
+    assert found["derived"]["logits"] == 45 and found["repeated"]["inputs"] == 10
+    assert document["kernels"]["mini"]["2"]["launches"] > 8
+    runners = document["times"]["mini"]["2"]["runners"]
+    assert runners["ours"]["ratio"] == 1.0 and runners["torch fp32"]["median_us"] > 0
+
+
+def test_a_wrong_logit_is_found(folder: Path) -> None:
+    checks = folder / "checks" / "mini.npz"
+    with np.load(checks) as file:
+        right = file["logits"]
+    wrong = right.copy()
+    wrong[7, 2] += 1
+    try:
+        np.savez_compressed(checks, logits=wrong)
+        done = run(folder, "check")
+        assert done.returncode == 1 and "derived 1 of 45 different" in done.stdout
+    finally:
+        np.savez_compressed(checks, logits=right)
+
+
+def test_command_line(folder: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "r.json")
+    done = run(folder, "--stages", "check", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "[1/1] check/mini/b2\n    0 of 105 logits different" in done.stdout
+    assert "not shown" in done.stdout  # a processor meets no bar of a GPU
+    again = run(folder, "--stages", "check", "--out", out)
+    assert again.returncode == 0 and "[1/1]" not in again.stdout
+    wrong = run(folder, "--models", "none")
+    assert wrong.returncode == 2 and wrong.stderr == "error: unknown: none\n"
+
+
+def test_runtime_says_what_is_wrong(folder: Path) -> None:
+    said = script(folder, """
+artifact = Artifact(bundle.artifact("mini", 2), runtime)
+said = []
+for attempt in (
+    lambda: runtime.function("nothing"),
+    lambda: artifact.run_codes(np.zeros((2, 3, 16, 16), np.float32)),
+    lambda: runtime.tensor(np.zeros(3, np.float32)).fill(np.zeros(4, np.float32)),
+    lambda: Runtime(Path("nowhere"), "cpu"),
+):
+    try:
+        attempt()
+    except RuntimeFailure as why:
+        said.append(str(why))
+print(json.dumps(said))
+""")  # fmt: skip
+    for text, part in zip(said, ("no function nothing", "fn=main_codes", "does not fit",
+                                 "libtvm_ffi"), strict=True):  # fmt: skip
+        assert part in text
+
+
+def test_archive_has_a_limit(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "noise").write_bytes(np.random.default_rng(0).bytes(5000))
+    with pytest.raises(VitqError, match="MiB, more than 0: leave out models"):
+        bundles.archive(tmp_path / "made", limit=1000)
+    assert bundles.archive(tmp_path / "made").stat().st_size > 5000
+
+
+def test_folder_in_use(folder: Path) -> None:
+    with pytest.raises(VitqError, match="is there already"):
+        bundles.make(folder, {}, [1], "native")
