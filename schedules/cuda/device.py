@@ -102,6 +102,21 @@ def _words(size: int) -> list[DeviceFunction]:
     ]
 
 
+def _pack(dtype: str) -> DeviceFunction:
+    """Return the packing of four (two) int32 in one word, each limited to its part's dtype."""
+    if dtype == "s16":
+        signature, arguments = "int a, int b", '"r"(b), "r"(a)'
+        text = "cvt.pack.sat.s16.s32 %0, %1, %2;"
+    else:
+        signature, arguments = "int a, int b, int c, int d", '"r"(b), "r"(a), "r"(d), "r"(c)'
+        kind = f"cvt.pack.sat.{dtype}.s32.b32"
+        text = f"{{.reg .b32 high; {kind} high, %3, %4, 0; {kind} %0, %1, %2, high;}}"
+    return _function(f"vitq_pack_{dtype}({signature})", f"""
+  int word;
+  asm("{text}" : "=r"(word) : {arguments});
+  return word;""", "int32")
+
+
 _ALL = [
     *(_mma(a, b) for a in ("s8", "u8") for b in ("s8", "u8")),
     *(_ldmatrix(count) for count in (1, 2, 4)),
@@ -111,6 +126,7 @@ _ALL = [
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif"""),
     *(_wait(left) for left in range(5)),
+    *(_pack(dtype) for dtype in ("s8", "u8", "s16")),
     *(one for size in (4, 8, 16) for one in _words(size)),
     _function("vitq_shuffle_xor(int value, int lanes)",
               "  return __shfl_xor_sync(0xffffffffu, value, lanes);", "int32"),

@@ -1,0 +1,126 @@
+"""How a weight matmul is cut for a GPU, and the rule that chooses.
+
+A block computes ``bm x bn`` results with ``warps_m x warps_n`` warps; a step of its pipeline takes
+``bk`` channels, and ``stages`` steps lie in shared memory. :func:`predicted` is the model behind
+the rule, in cycles: a warp's step of 32 channels takes ``mma`` instructions on its tensor core and
+``ldmatrix`` instructions on the multiprocessor's one path to shared memory; blocks run in rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["CHOICES", "CudaTile", "default_tile", "predicted"]
+
+SMS = 132
+"""Multiprocessors of the device that the default rule is for."""
+SHARED, BLOCK_SHARED = 200 * 1024, 63 * 1024
+"""Bytes of shared memory of a multiprocessor there, and of a block on every architecture."""
+REGISTERS = 65536
+_MMA, _LDMATRIX = 6.4, 4.0
+"""Cycles of one ``mma`` on a tensor core, of one ``ldmatrix`` of 4 matrices on shared memory."""
+_STEP, _FIXED = 60.0, 1500.0
+"""Cycles that a lone warp waits in a step of 32 channels; before the first and after the last."""
+
+
+@dataclass(frozen=True)
+class CudaTile:
+    """One point of the design space.
+
+    Parameters
+    ----------
+    bm, bn
+        Rows and columns of a block; multiples of 16 and of 32 for each warp.
+    bk
+        Channels of a stage, a multiple of 64.
+    warps_m, warps_n
+        Warps of a block.
+    stages
+        Stages in shared memory, 2 to 6.
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    warps_m: int
+    warps_n: int
+    stages: int
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together."""
+        if (self.bm % (16 * self.warps_m) or self.bn % (32 * self.warps_n) or self.bk % 64
+                or not 2 <= self.stages <= 6):
+            raise ValueError(f"{self} is no tile")
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.warps_m * self.warps_n
+
+    @property
+    def mt(self) -> int:
+        """Tiles of 16 rows of a warp."""
+        return self.bm // self.warps_m // 16
+
+    @property
+    def groups(self) -> int:
+        """Groups of 32 columns of a warp."""
+        return self.bn // self.warps_n // 32
+
+    def shared_bytes(self, itemsize: int) -> int:
+        """Return the shared memory of a block, for activations of ``itemsize`` bytes."""
+        return self.stages * self.bk * (self.bm * itemsize + self.bn) + 12 * self.bn
+
+    def registers(self, itemsize: int) -> int:
+        """Return roughly the registers of a thread."""
+        sums = 16 * self.mt * self.groups * itemsize
+        return sums + 2 * (4 * self.mt * itemsize + 8 * self.groups) + 40
+
+
+CHOICES = (
+    (128, 128, 2, 2), (128, 64, 2, 2), (128, 64, 4, 1), (64, 128, 1, 4), (64, 128, 2, 2),
+    (128, 96, 4, 1), (64, 96, 2, 1), (64, 96, 4, 1), (64, 64, 2, 2), (64, 64, 4, 1),
+    (64, 32, 4, 1), (32, 64, 2, 2), (32, 32, 2, 1), (16, 64, 1, 2), (16, 32, 1, 1),
+)
+"""(bm, bn, warps_m, warps_n) that the rule chooses among."""
+
+
+def predicted(
+    tile: CudaTile, rows: int, columns: Sequence[int], depth: int, itemsize: int
+) -> float:
+    """Return the predicted cycles of a kernel.
+
+    Parameters
+    ----------
+    tile
+        How it is cut.
+    rows, columns, depth
+        M, the N of each member, K.
+    itemsize
+        Bytes of an activation code: two are multiplied as two planes.
+    """
+    blocks = -(-rows // tile.bm) * sum(-(-n // tile.bn) for n in columns)
+    warps = tile.warps_m * tile.warps_n
+    resident = min(SHARED // (tile.shared_bytes(itemsize) + 1024),
+                   REGISTERS // (tile.threads * tile.registers(itemsize)), 2048 // tile.threads)
+    slices = -(-depth // 32)
+    mma = tile.mt * tile.groups * 4 * itemsize
+    ldmatrix = tile.mt * itemsize + 2 * tile.groups
+    # What a block takes of its multiprocessor, and how long it lasts alone.
+    work = slices * warps * max(mma * _MMA / 4, ldmatrix * _LDMATRIX)
+    alone = _FIXED + slices * (_STEP + mma * _MMA * -(-warps // 4))
+    rounds = -(-blocks // (SMS * max(resident, 1)))
+    return max(-(-blocks // SMS) * work + _FIXED, rounds * alone)
+
+
+def default_tile(rows: int, columns: Sequence[int], depth: int, itemsize: int) -> CudaTile:
+    """Return the tile that is used where nothing says better; see :func:`predicted`."""
+    found = []
+    for bm, bn, warps_m, warps_n in CHOICES:
+        tile = CudaTile(bm, bn, 64, warps_m, warps_n, 4)
+        while tile.shared_bytes(itemsize) > BLOCK_SHARED and tile.stages > 2:
+            tile = CudaTile(bm, bn, 64, warps_m, warps_n, tile.stages - 1)
+        if tile.shared_bytes(itemsize) <= BLOCK_SHARED and tile.registers(itemsize) <= 230:
+            found.append(tile)
+    return min(found, key=lambda tile: predicted(tile, rows, columns, depth, itemsize))

@@ -1,0 +1,108 @@
+"""Weight matmuls for GPU kernels: random operands, their PrimFunc, the expected result by int64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from schedules.gemm import Epilogue
+from schedules.isa import CUDA
+from schedules.matmul import packed_linear_te
+from schedules.packing import narrow_form, pack, pad_columns, plan_linear
+from tests.helpers.kernels import CODES, LIMITS, rq
+
+__all__ = ["LinearCase", "linear_case"]
+
+
+@dataclass
+class LinearCase:
+    """An unscheduled PrimFunc, its inputs and its result."""
+
+    func: tirx.PrimFunc
+    inputs: list[np.ndarray]
+    expected: np.ndarray
+
+
+def linear_case(
+    dtype: str = "int8",
+    rows: int = 5,
+    columns: int = 40,
+    depth: int = 70,
+    kind: str = "requant",
+    out_dtype: str = "int8",
+    *,
+    shifts: tuple[int, int] = (32, 50),
+    res_dtype: str = "int16",
+    res: tuple[int, int] = (1500000001, 31),
+    zero_point: int = 3,
+    clamp: tuple[int, int] | None = None,
+    gather: str = "",
+    pieces: int = 1,
+    extreme: bool = False,
+    share: Sequence[np.ndarray] = (),
+    seed: int = 0,
+) -> LinearCase:
+    """Return a case; with ``share``, of the rows (and the table) of another one.
+
+    ``extreme`` draws only the ends of the codes' intervals, -128 for all weights.
+    """
+    rng = np.random.default_rng(seed)
+    low, high = LIMITS[dtype]
+    if dtype == "int8":
+        low = -128
+
+    def pick(lo: int, hi: int, shape: tuple[int, ...]) -> np.ndarray:
+        if extreme:
+            return np.where(rng.integers(0, 4, shape) > 0, lo, hi)
+        return rng.integers(lo, hi + 1, shape)
+
+    plan = plan_linear(CUDA, dtype, rows, np.zeros((depth, columns), "int8"))
+    assert plan is not None and plan.offset == 0
+    x = share[0] if share else pick(low, high, (rows, depth)).astype(dtype)
+    w = (np.full((depth, columns), -128) if extreme
+         else rng.integers(-128, 128, (depth, columns))).astype("int8")
+    bias = rng.integers(-(10**5), 10**5, columns).astype("int32")
+    mult = rng.integers(-(2**31) + 1, 2**31, columns).astype("int32")
+    shift = rng.integers(*shifts, columns).astype("int32")
+    bound = int(np.abs(w.astype("int64")).sum(0).max()) * max(-low, high) + 10**5
+    fitted_mult, fitted_shift, flags = narrow_form(mult, shift, bound, zero_point)
+    qmin, qmax = clamp or CODES[out_dtype]
+    epilogue = Epilogue() if kind == "acc" else Epilogue(
+        kind, zero_point, qmin, qmax, out_dtype,
+        *(res if kind == "requant_add" else (0, 0)), **flags)
+    inputs = {"x": x, "w": pack(w, plan.nt, plan.dot.kv, plan.dot),
+              "bias": pad_columns(bias, plan.nt, 0)}
+    source, count, table = x, rows, None
+    if gather:
+        inputs["x"] = x = x.reshape(-1, depth // pieces)
+        count = share[1].shape[0] if share else max(1, rows - 2)
+        shape = (count, pieces) if pieces > 1 else (count,)
+        table = share[1] if share else rng.integers(0, len(x), shape).astype("int32")
+        source = x[table].reshape(count, depth)
+    total = source.astype("int64") @ w.astype("int64") + bias
+    if kind != "acc":
+        inputs |= {"mult": pad_columns(fitted_mult, plan.nt, 0),
+                   "shift": pad_columns(fitted_shift, plan.nt, 32)}
+        total = rq(total, mult, shift)
+    if kind == "requant_add":
+        held = len(x) if gather == "both" else count
+        ends = np.iinfo(res_dtype)
+        added = pick(int(ends.min), int(ends.max), (held, columns)).astype(res_dtype)
+        inputs["residual"] = added
+        total = total + rq(added[table] if gather == "both" else added, *res)
+    if kind != "acc":
+        total = np.clip(total + zero_point, qmin, qmax)
+    if table is not None:
+        inputs["rows"] = table
+    tensors: dict[str, Any] = {name: te.placeholder(value.shape, str(value.dtype), name=name)
+                               for name, value in inputs.items()}
+    out = packed_linear_te(
+        tensors["x"], tensors["w"], tensors["bias"], columns, epilogue, plan.dot.name,
+        plan.dot.lanes, mult=tensors.get("mult"), shift=tensors.get("shift"),
+        residual=tensors.get("residual"), rows=tensors.get("rows"), gather=gather)
+    return LinearCase(te.create_prim_func([*tensors.values(), out]), list(inputs.values()),
+                      total.astype("int32" if kind == "acc" else out_dtype))
