@@ -3,9 +3,9 @@
 TVM's client connects, shakes hands and waits for replies inside C++ without any time-out, and when
 Python drops an object of the board it waits so while it holds the interpreter's lock: a board that
 hangs would stop every thread of the client's process. So the client is connected to this process,
-which has the time-outs. It passes bytes on, and when the board owes a reply and nothing has passed
-for the limit, nor left the system's queue for a slow line, it closes both connections; the client's
-call then fails.
+which has the time-outs. It passes bytes on, and when the board owes a reply, or the rest of one, and
+nothing has passed for the limit, nor left the system's queue for a slow line, it closes both
+connections; the client's call then fails.
 
 It reads one JSON document a line: first ``host, port, key, timeout, limit``, then ``{"limit": s}``
 or ``{"ask": true}``; at the end of its input it ends. It answers the first with ``port`` and
@@ -14,6 +14,7 @@ or ``{"ask": true}``; at the end of its input it ends. It answers the first with
 
 The handshake (``tvm/rpc/base.py``): the client sends a magic number and its key as a length and
 ``client:KEY``, the server answers with a code and its own key. Numbers are 32-bit, little-endian.
+What follows are packets: 64 bits that say the length of the rest.
 
 Only the standard library is imported, so that it starts in an instant.
 """
@@ -115,6 +116,32 @@ def shake_hands(board: socket.socket, where: str, key: str, timeout: float) -> b
         ) from None
 
 
+class Packets:
+    """Follows a stream of packets, to know whether the last one is whole."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._left = 0
+
+    def take(self, part: bytes) -> None:
+        """Go on by some bytes."""
+        while part:
+            if self._left:
+                passed = min(self._left, len(part))
+                self._left -= passed
+            else:
+                passed = min(8 - len(self._head), len(part))
+                self._head += part[:passed]
+                if len(self._head) == 8:
+                    self._left, self._head = int.from_bytes(self._head, "little"), b""
+            part = part[passed:]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the last packet that was begun has ended."""
+        return not self._left and not self._head
+
+
 class Relay:
     """The board's connection and the client's."""
 
@@ -122,7 +149,10 @@ class Relay:
         self.limit = limit
         self.late = self.gone = False
         self.token = secrets.token_hex(16)
-        self._asked = self._answered = time.monotonic()
+        # When something was last passed on to the board, came from it, and moved either way.
+        self._asked = self._answered = self._moved = time.monotonic()
+        self._reply = Packets()
+        self._waits_for_client = False
         self._timeout = timeout
         self._client: socket.socket | None = None
         self._board = open_socket(host, port, timeout, "RPC server")
@@ -156,9 +186,10 @@ class Relay:
             back = threading.Thread(target=self._from_board, args=(self._client,), daemon=True)
             back.start()
             while part := self._client.recv(_CHUNK):
+                # Set before the board can answer.
                 self._asked = time.monotonic()
                 self._board.sendall(part)
-                self._asked = time.monotonic()
+                self._moved = time.monotonic()
             # A client that goes says so to the board, which then ends its side.
             self._board.shutdown(socket.SHUT_WR)
             back.join(self._timeout)
@@ -168,8 +199,12 @@ class Relay:
         with contextlib.suppress(OSError):
             while part := self._board.recv(_CHUNK):
                 # Set before the client can ask anew.
+                self._waits_for_client = True
+                self._reply.take(part)
                 self._answered = time.monotonic()
                 client.sendall(part)
+                self._moved = time.monotonic()
+                self._waits_for_client = False
         self.gone = not self.late
         self.close()
 
@@ -185,10 +220,11 @@ class Relay:
         while not self.gone:
             time.sleep(min(_POLL, self.limit / 4))
             before, unsent = unsent, self._unsent()
-            if unsent != before:
-                self._asked = max(self._asked, self._answered, time.monotonic())
-            silent = time.monotonic() - max(self._asked, self._answered)
-            if self._asked > self._answered and silent > self.limit:
+            if unsent != before or self._waits_for_client:
+                self._moved = time.monotonic()
+            owed = self._asked > self._answered or not self._reply.whole
+            silent = time.monotonic() - max(self._asked, self._answered, self._moved)
+            if owed and silent > self.limit:
                 self.late = True
                 self.close()
                 return
