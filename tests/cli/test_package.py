@@ -9,7 +9,7 @@ import pytest
 
 from schedules.host import host_architecture
 from tests.artifact.toy import toy_artifact
-from tvm_vitq.artifact import image_libraries, package, toolchain
+from tvm_vitq.artifact import device, image_libraries, package, toolchain
 
 Refused = Callable[..., str]
 HERE = host_architecture()
@@ -54,7 +54,7 @@ def test_another_format(refused: Refused, out: Path, tmp_path: Path) -> None:
 
 def test_wrong_architecture(refused: Refused, toy: Path, out: Path) -> None:
     line = refused("package", toy, "--arch", ELSEWHERE, "-o", out)
-    target = package.ARCHITECTURES[ELSEWHERE]
+    target = device.ARCHITECTURES[ELSEWHERE]
     assert f"built for {HERE}, not {ELSEWHERE}" in line and f"--target {target}" in line
     assert "aarch64 or x86_64" in refused("package", toy, "--arch", "z80", "-o", out)
     assert _nothing_at(out)
@@ -139,7 +139,7 @@ def test_image_libraries_that_cannot_be_fetched(
     refused: Refused, toy: Path, out: Path, foreign: Path, tmp_path: Path, program: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(package, "runtime_libraries", lambda _architecture: [])
+    monkeypatch.setattr(device, "runtime_libraries", lambda _architecture: [])
     monkeypatch.setattr(image_libraries, "_installed", lambda _command: None)
     if program == "absent":
         kept = image_libraries.shutil.which

@@ -106,7 +106,7 @@ def test_rpc_server(cli: Cli, refused: Refused, toy: Path, tmp_path: Path) -> No
     names = [PROGRAM, "lib/libtvm_ffi.so", "lib/libtvm_runtime.so"]
     assert sorted(document["files"]) == sorted(names)
     assert document["bytes"] == sum((folder / name).stat().st_size for name in names) < 8e6
-    assert "it is there already" in refused("rpc-server", "-o", folder)
+    assert "the folder is not empty" in refused("rpc-server", "-o", folder)
     assert "there is no server for riscv" in refused("rpc-server", "-o", folder, "--arch", "riscv")
     assert "cannot write" in refused("rpc-server", "-o", tmp_path / "no" / "board")
     moved = folder.rename(tmp_path / "moved")

@@ -11,24 +11,18 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from relay_passes.errors import VitqError
 
+from .device import ARCHITECTURES, add_runtime, build_program, write_folder
 from .elf import METADATA_FORMAT, read_artifact
 from .image_libraries import image_libraries
-from .toolchain import compiler, include_folders, reason, runtime_libraries
 
-__all__ = ["ARCHITECTURES", "PROGRAM", "package", "stored_metadata"]
-
-ARCHITECTURES = {"aarch64": "aarch64", "x86_64": "x86-64-v3"}
-"""Those of the C++ header, each with a target that ``tvm-vitq compile`` builds for."""
+__all__ = ["PROGRAM", "package", "stored_metadata"]
 
 PROGRAM = "vitq_classify"
-_SOURCES = Path(__file__).with_name("cpp")
 _VERSION = re.compile(rb"\0(GLIBC|GLIBCXX)_([0-9.]+)(?=\0)")
 _RESERVED = (PROGRAM, "lib", "run.sh")
 _RUN = """#!/bin/sh
@@ -74,7 +68,7 @@ def package(
     output
         The folder; it must not exist, or be empty.
     architecture
-        Of the device, as in :data:`ARCHITECTURES`; None takes the artefact's.
+        Of the device, as in :data:`tvm_vitq.artifact.device.ARCHITECTURES`; None takes the artefact's.
 
     Returns
     -------
@@ -101,19 +95,14 @@ def package(
         )
     if artifact.name in _RESERVED:
         raise VitqError(f"{artifact} has the name of another file of the folder; rename it")
-    _check_folder(output)
     features = stored_metadata(artifact)["target"]["features"]
-    try:
-        # Beside the output, so that a rename puts it there whole or not at all.
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-            draft = Path(scratch) / "bundle"
-            _fill(draft, artifact, wanted)
-            files = {str(path.relative_to(draft)): path.stat().st_size
-                     for path in sorted(draft.rglob("*")) if path.is_file()}  # fmt: skip
-            versions = _least_versions(draft)
-            draft.replace(output)
-    except OSError as why:
-        raise VitqError(f"cannot write {output}: {why.strerror or why}") from why
+    versions: dict[str, str] = {}
+
+    def fill(folder: Path) -> None:
+        _fill(folder, artifact, wanted)
+        versions.update(_least_versions(folder))
+
+    files = write_folder(output, fill)
     return {
         "artifact": str(artifact),
         "output": str(output),
@@ -124,45 +113,16 @@ def package(
     }
 
 
-def _check_folder(output: Path) -> None:
-    if not output.is_dir() and (output.exists() or output.is_symlink()):
-        raise VitqError(f"cannot write {output}: it is a file; name a folder")
-    if not output.parent.is_dir():
-        raise VitqError(f"cannot write {output}: there is no folder {output.parent}; make it first")
-    try:
-        used = output.is_dir() and any(output.iterdir())
-    except OSError as why:
-        raise VitqError(f"cannot write {output}: {why.strerror}") from why
-    if used:
-        raise VitqError(f"cannot write {output}: the folder is not empty; name another or empty it")
-
-
 def _fill(folder: Path, artifact: Path, architecture: str) -> None:
-    command = compiler(architecture)
-    libraries = runtime_libraries(architecture)
-    (folder / "lib").mkdir(parents=True)
-    for library in libraries:
-        shutil.copyfile(library, folder / "lib" / library.name)
+    libraries = add_runtime(folder, architecture)
     shutil.copyfile(artifact, folder / artifact.name)
-    _build(folder / PROGRAM, command, architecture, libraries)
+    images = image_libraries(architecture)
+    # The flags of the CMake project.
+    build_program(folder / PROGRAM, architecture, libraries, [f"{PROGRAM}.cpp", "image_file.cpp"],
+                  ["-O3", "-ffp-contract=off"], images.include, images.archives)  # fmt: skip
     run = folder / "run.sh"
     run.write_text(_RUN.format(program=PROGRAM, artifact=shlex.quote(artifact.name)))
     run.chmod(0o755)
-
-
-def _build(program: Path, compiled_by: str, architecture: str, libraries: list[Path]) -> None:
-    """Build the app of ``tutorials/cpp`` with the flags of its CMake project."""
-    images = image_libraries(architecture)
-    command = [compiled_by, "-std=c++17", "-O3", "-DNDEBUG", "-ffp-contract=off", "-s", "-pthread"]
-    command += [f"-I{path}" for path in (_SOURCES / "include", *include_folders(), *images.include)]
-    command += [str(_SOURCES / f"{name}.cpp") for name in (PROGRAM, "image_file")]
-    command += ["-o", str(program), "-Wl,-rpath,$ORIGIN/lib", "-Wl,--build-id=none"]
-    # The runtime registers what is called by name: it must not be dropped as unused.
-    command += ["-Wl,--no-as-needed", *map(str, libraries), "-Wl,--as-needed"]
-    command += [*map(str, images.archives), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise VitqError(f"{PROGRAM} does not build for {architecture}: {reason(done.stderr)}")
 
 
 def _least_versions(folder: Path) -> dict[str, str]:
