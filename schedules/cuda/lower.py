@@ -119,7 +119,8 @@ def _launch(statement: Any, extents: dict[str, int], shared: list[int]) -> None:
     if isinstance(statement, tirx.AttrStmt) and statement.attr_key == "thread_extent":
         extents[str(statement.node.thread_tag)] = int(statement.value)
     if isinstance(statement, tirx.AllocBuffer) and statement.buffer.scope() == "shared.dyn":
-        size = tvm.DataType(statement.buffer.dtype).bits // 8
+        dtype = tvm.DataType(statement.buffer.dtype)
+        size = dtype.bits * dtype.lanes // 8
         for extent in statement.buffer.shape:
             size *= int(extent)
         shared.append(size)

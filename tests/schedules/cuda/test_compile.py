@@ -1,0 +1,95 @@
+"""Libraries with GPU code hold machine code, on a machine with a driver and on one without."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tvm
+import tvm_ffi
+from tvm import relax
+
+from schedules.cuda.compile import CudaBuild, cuda_build
+from schedules.cuda.target import resolve_cuda_target
+from tests.helpers.cuda import needs_nvcc, tiled_matmul
+
+LOADER = "ffi.Module.load_from_bytes.cuda"
+COMPILER = "tvm_callback_cuda_compile"
+
+
+@pytest.fixture
+def loaded() -> Iterator[list[bytes]]:
+    """Take the place of TVM's loader of CUDA modules; yields what it is given."""
+    seen: list[bytes] = []
+
+    def load(data: bytes) -> tvm.runtime.Module:
+        seen.append(bytes(data))
+        return tvm_ffi.system_lib("vitq_test_no_kernels_")
+
+    before = tvm_ffi.get_global_func(LOADER, allow_missing=True)
+    tvm_ffi.register_global_func(LOADER, load, override=True)
+    yield seen
+    if before is None:
+        tvm_ffi.registry.remove_global_func(LOADER)
+    else:
+        tvm_ffi.register_global_func(LOADER, before, override=True)
+
+
+def module() -> tvm.IRModule:
+    builder = relax.BlockBuilder()
+    func = tiled_matmul((64, 64, 64)).with_attr("global_symbol", "matmul")
+    kernel = builder.add_func(func, "matmul")
+    x, w = (relax.Var(name, relax.TensorType((4096,), "int8")) for name in "xw")
+    with builder.function("main", [x, w]):
+        with builder.dataflow():
+            out = relax.call_tir(kernel, [x, w], out_ty=relax.TensorType((4096,), "int32"))
+            result = builder.emit_output(out)
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def strings(data: bytes) -> list[bytes]:
+    """Return a serialized module's format and code (its first and last field)."""
+    length = int.from_bytes(data[:8], "little")
+    return [data[8:8 + length], data]
+
+
+@needs_nvcc
+def test_library_holds_machine_code(tmp_path: Path, loaded: list[bytes]) -> None:
+    target = resolve_cuda_target("sm_80")
+    path = tmp_path / "model.so"
+    with cuda_build(target) as build, target:
+        executable = relax.build(module(), target)
+        executable.export_library(str(path), fpack_imports=build.pack)
+    assert "__global__" in build.source
+    assert set(build.resources) == {"matmul_kernel"}
+    library = tvm.runtime.load_module(str(path))
+    (data,) = loaded
+    kind, payload = strings(data)
+    assert kind == b"fatbin"
+    assert b"matmul_kernel" in payload
+    assert b"tirx.use_dyn_shared_memory" in payload
+    assert b"__global__" not in payload
+    binary = payload[payload.index((0xBA55ED50).to_bytes(4, "little")):]  # a fat binary's magic
+    length = int.from_bytes(payload[-len(binary) - 8:-len(binary)], "little")
+    assert length == len(binary)
+    assert library.implements_function("vm_load_executable")
+
+
+def test_nothing_is_left_behind() -> None:
+    before = os.environ.get("TVM_COMPILE_FORCE_FALLBACK")
+    function = tvm_ffi.get_global_func(COMPILER)
+    target = resolve_cuda_target("sm_80")
+
+    def interrupted() -> CudaBuild:
+        with cuda_build(target) as build:
+            assert os.environ["TVM_COMPILE_FORCE_FALLBACK"] == "1"
+            assert not tvm_ffi.get_global_func(COMPILER).same_as(function)
+            raise KeyError(build)
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert os.environ.get("TVM_COMPILE_FORCE_FALLBACK") == before
+    assert tvm_ffi.get_global_func(COMPILER).same_as(function)
