@@ -18,9 +18,19 @@ from schedules.builder import const, load
 from .expression import Expressions
 from .writer import CudaWriter
 
-__all__ = ["lower_elements"]
+__all__ = ["cast", "index_of", "lower_elements"]
 
 THREADS = 128
+
+
+def cast(value: Any, dtype: str) -> Any:
+    """Return a value in a dtype."""
+    return value if str(value.ty.dtype) == dtype else tirx.Cast(dtype, value)
+
+
+def index_of(value: Any) -> Any:
+    """Return an index of a TE definition, which may be an int64, as an int32."""
+    return const(int(value), "int32") if isinstance(value, tirx.IntImm) else cast(value, "int32")
 
 
 class _Elements:
@@ -57,7 +67,8 @@ class _Elements:
         w, block = self.w, self.blocks[buffer]
         spatial = [v for v in block.iter_vars if int(v.iter_type) == 0]
         reduced = [v for v in block.iter_vars if int(v.iter_type) == 2]
-        axes = dict(zip((v.var for v in spatial), indices, strict=True))
+        axes = {v.var: cast(at, str(v.var.ty.dtype))
+                for v, at in zip(spatial, indices, strict=True)}
         stored = block.body.value
         if not reduced:
             return Expressions(w, axes, self._read).code(stored)
@@ -74,10 +85,10 @@ class _Elements:
             w.store(total, joined, 0)
             return
         with w.loop("k", int(reduced[0].dom.extent)) as k:
-            self._reduce(total, stored, {**axes, reduced[0].var: k}, reduced[1:])
+            self._reduce(total, stored, {**axes, reduced[0].var: cast(k, str(reduced[0].var.ty.dtype))}, reduced[1:])
 
     def _read(self, node: Any, code: Any) -> Any:
-        indices = [code(index) for index in node.indices]
+        indices = [index_of(code(index)) for index in node.indices]
         if node.source in self.blocks:
             return self._value(node.source, indices)
         place: Any = const(0, "int32")

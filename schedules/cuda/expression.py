@@ -89,8 +89,10 @@ def loads_of(expr: Any) -> list[Any]:
 class Expressions:
     """Rebuilds expressions for one place of a kernel.
 
-    Nodes that an expression shares are computed once: every step is bound, in the scope that is
-    open when :meth:`code` is called, except in the arms of a choice, which may be guarded.
+    Equal parts are computed once: every step is bound, in the scope that is open when :meth:`code`
+    is called, except in the arms of a choice, which may be guarded. A step of bound values is equal
+    to another if its node is, so a definition that is a tree of thousands of nodes, where its
+    author wrote a name several times, is as few steps as he meant.
 
     Parameters
     ----------
@@ -107,6 +109,7 @@ class Expressions:
         self.axes = axes
         self.read = read
         self.done: dict[Any, Any] = {}
+        self.steps: dict[int, list[tuple[Any, Any]]] = {}
         self.guarded = False
 
     def code(self, expr: Any) -> Any:
@@ -122,9 +125,17 @@ class Expressions:
         if self.guarded or self.w is None:
             return value
         if type(value).__name__ not in _LEAVES:
-            value = self.w.bind("v", value)
+            value = self._bound(value)
         self.done[expr] = value
         return value
+
+    def _bound(self, value: Any) -> Any:
+        same = self.steps.setdefault(tvm_ffi.structural_hash(value), [])
+        for step, var in same:
+            if tvm_ffi.structural_equal(step, value):
+                return var
+        same.append((value, self.w.bind("v", value)))
+        return same[-1][1]
 
     def _rebuilt(self, expr: Any, kind: str) -> Any:
         if kind == "TensorLoad":

@@ -23,6 +23,7 @@ from tvm import tirx
 from schedules.builder import const, load
 from schedules.rows import Stage, row_passes, row_stages
 
+from .elementwise import cast, index_of
 from .expression import Expressions
 from .writer import CudaWriter, pointer
 
@@ -157,7 +158,8 @@ class _Rows:
         fresh = {key: self._hold(key) for key in operands
                  if key in self.again and key not in self.words}
         self.words |= fresh
-        with w.loop("chunk", self.chunks, "unrolled" if self.held else "serial") as chunk:
+        loop = w.unrolled if self.held else w.loop
+        with loop("chunk", self.chunks) as chunk:
             column = w.bind("column", (chunk * tile.lanes + self.lane) * tile.width)
             guard = nullcontext() if self.full else w.when(column < self.length)
             with guard:
@@ -179,7 +181,7 @@ class _Rows:
         w, tile = self.w, self.tile
         last = stages[-1] if stages[-1] is self.stages[-1] else None
         results = w.registers("result", tile.width, str(self.out.dtype)) if last else None
-        with w.loop("i", tile.width, "unrolled") as i:
+        with w.unrolled("i", tile.width) as i:
             place = (chunk * tile.width + i, column + i)
             for stage in stages:
                 value = self._expressions(stage, place, words, i).code(stage.value)
@@ -214,14 +216,14 @@ class _Rows:
 
     def _shuffle(self, value: Any, dtype: str, by: int) -> Any:
         if dtype != "int64":
-            other = self.w.value("vitq_shuffle_xor", _cast(value, "int32"), by)
-            return _cast(other, dtype)
+            other = self.w.value("vitq_shuffle_xor", cast(value, "int32"), by)
+            return cast(other, dtype)
         # Two halves, put together again without a sign in the low one.
         half = const(32, "int64")
-        low = self.w.value("vitq_shuffle_xor", _cast(value, "int32"), by)
-        high = self.w.value("vitq_shuffle_xor", _cast(value >> half, "int32"), by)
-        wide = _cast(low, "int64") & const(2**32 - 1, "int64")
-        return (_cast(high, "int64") << half) | wide
+        low = self.w.value("vitq_shuffle_xor", cast(value, "int32"), by)
+        high = self.w.value("vitq_shuffle_xor", cast(value >> half, "int32"), by)
+        wide = cast(low, "int64") & const(2**32 - 1, "int64")
+        return (cast(high, "int64") << half) | wide
 
     # Operands along rows
 
@@ -260,12 +262,12 @@ class _Rows:
         return (node.source, *(names.get(i, str(i)) for i in list(node.indices)[:-1]))
 
     def _outer(self, stage: Stage, index: Any) -> Any:
-        """Return an outer index; one that is computed is kept inside, since it may be guarded."""
+        """Return an outer index of an operand in the kernel."""
         if isinstance(index, tirx.IntImm):
             return const(int(index), "int32")
         if index in stage.rows:
             return self.places[stage.rows.index(index)]
-        return self._expressions(stage, None, {}).code(index)
+        return index_of(self._expressions(stage, None, {}).code(index))
 
     def _count(self, key: Any) -> int:
         """Return the registers that a chunk of an operand takes."""
@@ -281,10 +283,18 @@ class _Rows:
         """Return the place of an element in a flat buffer."""
         place: Any = const(0, "int32")
         for index, extent in zip(outer, buffer.shape, strict=False):
-            index = tirx.min(tirx.max(index, const(0, "int32")), const(int(extent) - 1, "int32")) \
-                if not (index in self.places or isinstance(index, tirx.IntImm)) else index
+            if not self._within(index, int(extent)):
+                top = const(int(extent) - 1, "int32")
+                index = tirx.max(tirx.min(index, top), const(0, "int32"))
             place = place * int(extent) + index
         return place * int(buffer.shape[-1]) + column
+
+    def _within(self, index: Any, extent: int) -> bool:
+        """Whether an outer index is surely one of an axis; what a condition guards need not be."""
+        if isinstance(index, tirx.IntImm):
+            return True
+        return any(index is place and size <= extent
+                   for place, size in zip(self.places, self.outer, strict=True))
 
     def _load(self, key: Any, outer: Sequence[Any], column: Any, words: Any, first: Any) -> None:
         """Load one chunk of an operand into registers."""
@@ -306,17 +316,17 @@ class _Rows:
         if self.tile.width * size % 4:
             return load(words, first + i)
         if size == 8:
-            low = _cast(load(words, first + 2 * i), "int64") & const(2**32 - 1, "int64")
-            return low | (_cast(load(words, first + 2 * i + 1), "int64") << const(32, "int64"))
+            low = cast(load(words, first + 2 * i), "int64") & const(2**32 - 1, "int64")
+            return low | (cast(load(words, first + 2 * i + 1), "int64") << const(32, "int64"))
         per = 4 // size
         word = load(words, first + tirx.floordiv(i, const(per, "int32")))
         if size == 4:
             return tirx.reinterpret(dtype, word) if dtype != "int32" else word
         up = (per - 1 - tirx.floormod(i, const(per, "int32"))) * (8 * size)
         if dtype.startswith("u"):
-            word = _cast(word, "uint32")
-            return _cast((word << _cast(up, "uint32")) >> const(32 - 8 * size, "uint32"), dtype)
-        return _cast((word << up) >> const(32 - 8 * size, "int32"), dtype)
+            word = cast(word, "uint32")
+            return cast((word << cast(up, "uint32")) >> const(32 - 8 * size, "uint32"), dtype)
+        return cast((word << up) >> const(32 - 8 * size, "int32"), dtype)
 
     def _store(self, results: Any, column: Any) -> None:
         """Store a chunk of the result."""
@@ -329,7 +339,7 @@ class _Rows:
             return
         words = w.registers("packed", width * size // 4)
         for word in range(width * size // 4):
-            codes = [_cast(load(results, word * (4 // size) + i), "int32")
+            codes = [cast(load(results, word * (4 // size) + i), "int32")
                      for i in range(4 // size)]
             w.store(words, self._pack(codes), word)
         step = next(s for s in (16, 8, 4) if width * size % s == 0)
@@ -349,9 +359,10 @@ class _Rows:
     def _expressions(self, stage: Stage, place: tuple[Any, Any] | None, words: Mapping[Any, Any],
                      i: Any = None) -> Expressions:
         """Return a translator of a stage's expressions at ``place``: (in registers, column)."""
-        axes = dict(zip(stage.rows, self.places, strict=True))
+        axes = {var: cast(at, str(var.ty.dtype))
+                for var, at in zip(stage.rows, self.places, strict=True)}
         if stage.column is not None and place is not None:
-            axes[stage.column] = place[1]
+            axes[stage.column] = cast(place[1], str(stage.column.ty.dtype))
 
         def read(node: Any, code: Any) -> Any:
             buffer, indices = node.source, list(node.indices)
@@ -362,7 +373,7 @@ class _Rows:
                 key = self._key(stage, node)
                 if along and key in words:
                     return self._code(buffer, *words[key], i)
-                place_of = [code(index) for index in indices]
+                place_of = [index_of(code(index)) for index in indices]
                 return load(self.flat[buffer], self._at(buffer, place_of[:-1], place_of[-1]))
             if buffer in self.kept:
                 assert place is not None
@@ -375,10 +386,6 @@ class _Rows:
 
 def _bytes(buffer: Any) -> int:
     return int(np.dtype(str(buffer.dtype)).itemsize)
-
-
-def _cast(value: Any, dtype: str) -> Any:
-    return value if str(value.ty.dtype) == dtype else tirx.Cast(dtype, value)
 
 
 def _start(stage: Stage) -> Any:
