@@ -28,7 +28,7 @@ from .lower import Kernel, lower
 
 __all__ = ["Counts", "EmulationError", "Emulator"]
 
-HEADER = Path(__file__).with_name("emulation.hpp")
+HEADER = Path(__file__).with_name("emulation_cuda.hpp")
 
 _FLAGS = ("-std=c++17", "-O2", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden",
           "-fwrapv", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-stack-protector", "-w")
