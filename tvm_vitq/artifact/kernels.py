@@ -18,7 +18,8 @@ from schedules.dot import dot_named
 
 __all__ = ["MatmulPlans", "describe_kernels"]
 
-_MATMULS = ("vitq.linear", "vitq.matmul", "vitq.packed_linear")
+_LINEARS = ("vitq.linear", "vitq.packed_linear")
+_MATMULS = (*_LINEARS, "vitq.matmul")
 
 
 @tvm.instrument.pass_instrument
@@ -88,8 +89,13 @@ def describe_kernels(mod: tvm.IRModule, plans: Mapping[str, Any]) -> dict[str, d
         # Layout kernels have no tag; their symbol is their operator and a number.
         operator = operator or gvar.name_hint.rstrip("0123456789_")
         entry: dict[str, Any] = {"op": operator.replace("packed_", "")}
-        if operator.startswith(_MATMULS):
-            *outer, columns = (int(extent) for extent in func.params[-1].shape)
+        parts = operator.split("+")  # of a kernel that does what several operators did
+        attention = any(part.startswith("vitq.matmul") for part in parts[1:])
+        if operator.startswith(_MATMULS) and not attention:
+            # Linears of the same input, side by side: each has its own output.
+            results = func.params[-max(1, sum(p.startswith(_LINEARS) for p in parts)) :]
+            *outer, _ = (int(extent) for extent in func.params[-1].shape)
+            columns = sum(int(result.shape[-1]) for result in results)
             depth = int(func.params[0].shape[-1])
             if getattr(plans.get(gvar.name_hint), "gather", "") and len(func.params[-2].shape) == 2:
                 depth *= int(func.params[-2].shape[1])
