@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from relay_passes.errors import VitqError
+from schedules.cuda.target import is_cuda_name
 
 from .networks import Network, Quantized, prepare
 from .rebatch import rebatch
@@ -130,7 +131,7 @@ def add_network(
 
 def finish(output: Path, models: Mapping[str, Any], arch: str) -> None:
     """Add the runtime's libraries, the runner and ``bundle.json``."""
-    on_gpu = arch.startswith("sm_")
+    on_gpu = is_cuda_name(arch)
     names = ["tvm_ffi/lib/libtvm_ffi.so", "tvm/lib/libtvm_runtime.so"]
     names += ["tvm/lib/libtvm_runtime_cuda.so"] if on_gpu else []
     (output / "lib").mkdir()

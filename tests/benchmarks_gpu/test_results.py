@@ -19,7 +19,7 @@ from benchmarks.gpu.runner.inputs import KINDS, derive, noise
 from benchmarks.gpu.runner.kernels import rows_of
 from benchmarks.gpu.runner.report import tables
 from benchmarks.gpu.runner.results import Results
-from benchmarks.gpu.runner.tasks import STAGES, Bundle, Task, tasks, verdict
+from benchmarks.gpu.runner.tasks import STAGES, Bundle, Ruined, Task, tasks, verdict
 from benchmarks.gpu.runner.timing import Clock, interleave, repeats, summarise
 
 MODEL = {"architecture": {"family": "vit"}, "weights": "random", "recipe": "minmax", "blocks": 12,
@@ -122,6 +122,34 @@ def test_a_ruined_context_ends_the_worker(
     status = session.work(bundle, todo, results.path, "cuda", time.time() + 1e4)
     assert status != 0
     assert list(json.loads(results.path.read_text())["tasks"]["failed"]) == [todo[0].key]
+
+
+def test_a_ruined_context_costs_one_peer(
+    bundle: Bundle, results: Results, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The task itself begins anew in the next worker, which is started at once."""
+    monkeypatch.setattr(session, "describe", lambda _device: GPU)
+
+    def perform(task: Task, _bundle: Bundle, found: Results, *_: Any) -> None:
+        found.document["tasks"]["failed"][f"{task.key}: a peer"] = "CUDA error"
+        raise Ruined(task.key)
+
+    todo = [Task("quick", "deit_tiny", 8)]
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "perform", perform)
+        status = session.work(bundle, todo, results.path, "cuda", time.time() + 1e4)
+    reopened = Results.open(results.path, GPU, bundle.identity())
+    assert session.pending(todo, reopened) == todo
+    times = tmp_path / "times"
+    script = tmp_path / "child.py"
+    script.write_text(f"""
+from pathlib import Path
+times = Path({str(times)!r})
+times.write_text((times.read_text() if times.exists() else "") + "x")
+raise SystemExit({status} if len(times.read_text()) < 3 else 0)
+""")
+    session.sit(bundle, todo, results.path, "cuda", 30, [sys.executable, str(script)])
+    assert times.read_text() == "xxx"
 
 
 def test_estimates_follow_what_was_seen() -> None:

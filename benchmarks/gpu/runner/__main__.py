@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="run compute-sanitizer's tools, too [all four]")  # fmt: skip
     parser.add_argument("--retry", action="store_true", help="do failed tasks again")
     parser.add_argument("--inputs", type=int, help="for check: how many derived inputs [all]")
+    parser.add_argument("--replays", type=int, default=5,
+                        help="for check: golden vectors again, so often [5]")  # fmt: skip
     parser.add_argument("--current", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     return parser
@@ -99,7 +101,8 @@ def _check(options: argparse.Namespace, bundle: Bundle, batches: list[int] | Non
     runtime = Runtime(bundle.folder / "lib", bundle.device)
     equal = True
     for task in tasks(bundle, ["check"], options.models, batches):
-        found = check(bundle, task.model, task.batch, runtime, options.inputs)
+        found = check(bundle, task.model, task.batch, runtime, options.inputs,
+                      options.replays)  # fmt: skip
         equal &= found["equal"]
         counts = ", ".join(f"{name} {entry['different']} of {entry['logits']} different"
                            for name, entry in found.items() if name != "equal")  # fmt: skip

@@ -173,17 +173,6 @@ class Runtime:
         made: Handle = allocate(shape, values.dtype, (self.device, 0), None)
         return made.fill(values)
 
-    def set_stream(self, stream: int) -> None:
-        """Make kernels of this thread run on a CUDA stream (0: the default stream)."""
-        self._check(self.ffi.TVMFFIEnvSetStream(self.device, 0, ctypes.c_void_p(stream), None))
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        stream = self.ffi.TVMFFIEnvGetStream
-        stream.restype = ctypes.c_void_p
-        self.function("runtime.Device_StreamSync")(
-            (self.device, 0), int(stream(self.device, 0) or 0))  # fmt: skip
-
     def callback(self, function: Callable[[list[Any]], int]) -> Handle:
         """Make a function of the runtime of a Python function from its arguments to an integer.
 
@@ -277,12 +266,14 @@ def _bytes(text: bytes) -> _Bytes:
 
 
 def _load_cuda_runtime() -> None:
-    """Load ``libcudart.so.13``: the linker's, the toolkit's, or that of pip's wheel."""
+    """Load ``libcudart.so.13``: that of pip's wheel, the linker's, or the toolkit's."""
     name = "libcudart.so.13"
-    places = [Path(name), *sorted(Path("/usr/local").glob(f"cuda*/lib64/{name}*"))]
-    places += sorted(Path("/usr/local").glob(f"cuda*/targets/*/lib/{name}*"))
-    for path in filter(None, sys.path):
-        places += sorted(Path(path).glob(f"nvidia/*/lib/{name}*"))
+    # PyTorch's own first: it will be used here, and a process has one.
+    places = [found for path in filter(None, sys.path)
+              for found in sorted(Path(path).glob(f"nvidia/*/lib/{name}*"))]  # fmt: skip
+    places.append(Path(name))
+    for folder in ("cuda*/lib64", "cuda*/targets/*/lib"):
+        places += sorted(Path("/usr/local").glob(f"{folder}/{name}*"))
     for place in places:
         try:
             ctypes.CDLL(str(place), ctypes.RTLD_GLOBAL)

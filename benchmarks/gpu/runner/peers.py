@@ -54,6 +54,10 @@ class Peer:
     int8: bool = False
     fused: bool = False
 
+    def suits(self, architecture: Mapping[str, Any]) -> bool:
+        """Whether this is a peer of its own for an architecture."""
+        return not self.fused or architecture["family"] == "swin"
+
     def prepare(
         self, architecture: Mapping[str, Any], images: Sequence[Tensor],
         weights: Mapping[str, Tensor] | None = None,
@@ -74,8 +78,6 @@ class Peer:
         Unavailable
             If it cannot run here.
         """
-        if self.fused and architecture["family"] != "swin":
-            raise Unavailable("for Swin only")
         device = images[0].device
         if self.graph and device.type != "cuda":
             raise Unavailable("CUDA graphs need a GPU")

@@ -18,7 +18,7 @@ from typing import Any
 
 from .device import describe
 from .results import Results
-from .tasks import EXPECTED, LONGEST, Bundle, Task, perform
+from .tasks import EXPECTED, LONGEST, Bundle, Ruined, Task, perform
 
 __all__ = ["estimate", "pending", "sit", "work"]
 
@@ -84,6 +84,9 @@ def work(
         try:
             perform(task, bundle, results, device,
                     lambda text: print(f"    {text}", flush=True))  # fmt: skip
+        except Ruined:
+            results.save()
+            return _RUINED
         except Exception as why:
             lines = [line for line in str(why).splitlines() if line.strip()]
             state["failed"][task.key] = f"{type(why).__name__}: {(lines or [''])[0][:300]}"
@@ -138,6 +141,8 @@ def sit(
         results = Results.open(out, *identity)
         if ended is None and child.returncode == 0:
             break
+        if ended is None and child.returncode == _RUINED:
+            continue  # the worker has noted what failed
         key = current.read_text(encoding="utf-8").split()[0] if current.is_file() else ""
         if not key:
             print(f"the worker ended with status {child.returncode}", file=sys.stderr)
