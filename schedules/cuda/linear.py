@@ -98,9 +98,11 @@ class _Linears:
         self.row_places = [
             w.bind("place", base + swizzle(line, half + first, chunks) * self.unit)
             for first in range(0, chunks, 2)]
-        group_bytes = 32 * tile.bk
+        # Four matrices: 16 channels, the next 16, of 8 columns and of the next 8.
+        matrix = half * (8 * CHUNK) + line % 8 * CHUNK + tirx.floordiv(
+            line, const(8, "int32")) * (GROUP * CHUNK)
         self.weight_place = w.bind(
-            "weight_place", self.warp_group * group_bytes + w.lane * CHUNK)
+            "weight_place", self.warp_group * (GROUP * tile.bk) + matrix)
 
     # Walk over K
 
@@ -197,13 +199,10 @@ class _Linears:
     def _fetch_weights(self, stage: Any, group: int, part: int, into: Any) -> None:
         """Load the weights of 32 columns and 32 channels: two words for each tile of 8 columns."""
         w, tile = self.w, self.tile
-        for half in range(2):
-            matrices = w.registers("matrices", 4)
-            place = group * 32 * tile.bk + (2 * part + half) * 32 * CHUNK
-            w.call("vitq_ldmatrix4", pointer(matrices, 0),
+        for pair in range(2):
+            place = group * GROUP * tile.bk + 2 * part * GROUP * CHUNK + 2 * pair * 8 * CHUNK
+            w.call("vitq_ldmatrix4", pointer(into, 8 * group + 4 * pair),
                    pointer(self.weights.shared, stage + self.weight_place + place))
-            for j in range(4):
-                w.store(into, load(matrices, j), 8 * group + 2 * j + half)
 
     def _multiply(self, turn: int) -> None:
         """Add the products of 32 channels."""

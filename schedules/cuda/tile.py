@@ -79,7 +79,7 @@ class CudaTile:
 
 
 CHOICES = (
-    (128, 128, 2, 2), (128, 64, 2, 2), (128, 64, 4, 1), (64, 128, 1, 4), (64, 128, 2, 2),
+    (128, 128, 2, 2), (128, 64, 2, 2), (128, 64, 4, 1), (64, 128, 2, 2),
     (128, 96, 4, 1), (64, 96, 2, 1), (64, 96, 4, 1), (64, 64, 2, 2), (64, 64, 4, 1),
     (64, 32, 4, 1), (32, 64, 2, 2), (32, 32, 2, 1), (16, 64, 1, 2), (16, 32, 1, 1),
 )
@@ -121,6 +121,6 @@ def default_tile(rows: int, columns: Sequence[int], depth: int, itemsize: int) -
         tile = CudaTile(bm, bn, 64, warps_m, warps_n, 4)
         while tile.shared_bytes(itemsize) > BLOCK_SHARED and tile.stages > 2:
             tile = CudaTile(bm, bn, 64, warps_m, warps_n, tile.stages - 1)
-        if tile.shared_bytes(itemsize) <= BLOCK_SHARED and tile.registers(itemsize) <= 230:
+        if tile.shared_bytes(itemsize) <= BLOCK_SHARED and tile.registers(itemsize) <= 250:
             found.append(tile)
     return min(found, key=lambda tile: predicted(tile, rows, columns, depth, itemsize))
