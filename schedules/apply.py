@@ -67,6 +67,9 @@ def task_of(func: tirx.PrimFunc) -> Task | None:
     """
     spec = gemm_spec(func)
     if spec is None:
+        integer = all("float" not in str(buffer.dtype) for buffer in func.params)
+        if "vitq.op" not in func.attrs or not integer:  # moves elements, or is the float boundary
+            return None
         return task_of_rows(func, [block for block in blocks_of(func.body) if block.iter_vars])
     return matmul_task(func, spec) if spec.kind == "matmul" else None
 

@@ -195,8 +195,9 @@ def compile_module(
         The same quantized network for a smaller batch. The reference interpreter, which takes time
         in proportion to the batch, then runs this one.
     records
-        Folder of records of tuning (``tvm-vitq tune``), which come before those of the package. The
-        artefact's metadata says under ``schedules`` how many tasks were and were not in them.
+        Folder of records of tuning (``tvm-vitq tune``), which come before those of the package, or
+        ``"none"`` for the default rules alone. The artefact's metadata says under ``schedules``
+        how many tasks were and were not in them.
     threads
         Threads that will run the kernels: records of as many are preferred.
 

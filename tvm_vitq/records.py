@@ -21,6 +21,15 @@ __all__ = ["describe_schedules", "list_records", "merge", "open_schedules", "pru
 def open_schedules(isa: ISA, folder: str | Path | None, threads: int = 1) -> Schedules:
     """Return the schedules of a folder of records and of the package.
 
+    Parameters
+    ----------
+    isa
+        Instruction set.
+    folder
+        The folder; ``"none"`` for the default rules alone, None for the package's records.
+    threads
+        Records of as many are preferred.
+
     Raises
     ------
     VitqError
@@ -28,6 +37,8 @@ def open_schedules(isa: ISA, folder: str | Path | None, threads: int = 1) -> Sch
     """
     if folder is None:
         return Schedules.shipped(isa, threads)
+    if str(folder) == "none":
+        return Schedules(isa)
     files = _files([Path(folder)])
     file = RecordFile.of(folder, isa)
     file.read(isa.name)

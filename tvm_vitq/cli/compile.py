@@ -93,8 +93,9 @@ def command(
     ] = None,
     records: Annotated[
         Path | None,
-        typer.Option("--records", help="Folder of tuning records to use before the package's."),
-    ] = None,
+        typer.Option("--records", help="Folder of tuning records to use before the package's; "
+                     "none for the default rules alone."),
+    ] = None,  # fmt: skip
     save_quantized: Annotated[
         Path | None, typer.Option("--save-quantized", help="Also save the quantized module.")
     ] = None,

@@ -60,6 +60,9 @@ def command(
         int, typer.Option("--boards", min=1, help="Boards of the tracker to use at once.")
     ] = 1,
     timeout: TimeoutOption = 60,
+    transfer: Annotated[
+        bool, typer.Option(help="Try first what the records say of similar kernels.")
+    ] = True,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -88,7 +91,7 @@ def command(
 
         limits = Limits(trials, None if minutes is None else 60 * minutes)
         job = TuneJob(source.quantized(), target, records, limits, threads,
-                      open_session if remote else None, boards)  # fmt: skip
+                      open_session if remote else None, boards, transfer)  # fmt: skip
         tuning = job.prepare()
         stopped = False
         try:

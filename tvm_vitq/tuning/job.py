@@ -45,6 +45,8 @@ class TuneJob:
         Opens a session with a board; None tunes on this machine.
     boards
         How many boards to use at once.
+    transfer
+        Whether to try first what is best for similar tasks.
     build_timeout, run_timeout
         Seconds that building a kernel, and a comparison on this machine, may take.
     """
@@ -56,6 +58,7 @@ class TuneJob:
     threads: int = 1
     open_session: Callable[[], Session] | None = None
     boards: int = 1
+    transfer: bool = True
     build_timeout: float = 60.0
     run_timeout: float = 30.0
 
@@ -89,7 +92,7 @@ class TuneJob:
         builders = Builders(name, min(len(os.sched_getaffinity(0)), 8), self.build_timeout)
         host = processor() if self.open_session is None else "board"
         return Tuning(extract(lower(self.mod), isa), isa, file, builders, self.limits,
-                      self.threads, host, report)
+                      self.threads, host, report, self.transfer)
 
     def run(self, tuning: Tuning) -> None:
         """Tune; Ctrl-C ends it and keeps all that was measured."""

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
+
 from schedules.isa import ISA
 from schedules.records import Record, RecordFile, Schedules
 from schedules.task import Point
@@ -45,6 +47,23 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _wins(comparison: Comparison) -> bool:
+    """Whether the other is faster by more than the noise, and by enough to matter."""
+    return 1 - comparison.ratio > max(LEAST_GAIN, 4 * comparison.noise)
+
+
+def _contest(job: Job, runner: Runner, held: Path, kernel: Path) -> Comparison:
+    """Time a candidate against the incumbent until it wins, or is not likely to."""
+    base, other = np.empty(0), np.empty(0)
+    for _ in range(4):
+        more = runner.compare(job, held, kernel, MORE_ROUNDS)
+        base, other = np.append(base, more.base), np.append(other, more.other)
+        found = Comparison(base, other)
+        if _wins(found) or 1 - found.ratio < max(LEAST_GAIN / 2, found.noise):
+            break
+    return found
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,8 @@ class Tuning:
         Processor that the kernels run on.
     report
         Called after every trial.
+    transfer
+        Whether to try first what is best for similar tasks.
     """
 
     jobs: Sequence[Job]
@@ -88,6 +109,7 @@ class Tuning:
     threads: int = 1
     host: str = ""
     report: Callable[[], None] = lambda: None
+    transfer: bool = True
     states: list[TaskState] = field(default_factory=list, init=False)
     trials: int = field(default=0, init=False)
     notes: list[str] = field(default_factory=list, init=False)
@@ -108,6 +130,8 @@ class Tuning:
         self._fault: BaseException | None = None
 
     def _seeds(self, job: Job) -> list[Point]:
+        if not self.transfer:
+            return []
         found = {name_of(point): point for point in self._known.nearest(job.task)}
         return list(found.values())[:8]
 
@@ -126,15 +150,19 @@ class Tuning:
         return (self.limits.trials - self.trials) * self.elapsed / self.trials
 
     @property
-    def over(self) -> bool:
-        """Whether a limit is reached or there is nothing left to try."""
+    def expired(self) -> bool:
+        """Whether a limit is reached, or the run was stopped."""
         limits = self.limits
         return (
             self._stop.is_set()
             or (limits.trials is not None and self.trials >= limits.trials)
             or (limits.seconds is not None and self.elapsed >= limits.seconds)
-            or all(state.done for state in self.states)
         )
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no time or nothing left to try."""
+        return self.expired or all(state.done and not state.busy for state in self.states)
 
     @property
     def gain(self) -> float:
@@ -249,7 +277,7 @@ class Tuning:
         self._measure_incumbent(state, runner, kernels)
         found: list[tuple[float, Point, Path]] = []
         for point in list(points):
-            if self.over and state.settled:
+            if self.expired:
                 break
             kernel = kernels[name_of(point)]
             comparison = self._trial(state, runner, base, point, kernel)
@@ -313,11 +341,11 @@ class Tuning:
             if isinstance(held, str) or ratio > state.ratio * (1 - LEAST_GAIN):
                 continue
             try:
-                again = runner.compare(state.job, held, kernel, MORE_ROUNDS)
+                again = _contest(state.job, runner, held, kernel)
             except KernelFault as why:
                 state.rejected.append(str(why))
                 continue
-            if 1 - again.ratio > max(LEAST_GAIN, 3 * again.noise):
+            if _wins(again):
                 state.ratio *= again.ratio
                 state.point, state.seconds = point, again.seconds
                 state.share = self._share(state, runner, point, again.seconds)

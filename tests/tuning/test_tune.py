@@ -1,0 +1,152 @@
+"""The tuning run on a machine whose times are known: what is found, kept, resumed and rejected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schedules.isa import AVX2
+from schedules.records import Schedules
+from schedules.task import Point
+from tests.tuning.fakes import FakeBuilder, FakeRunner, fake_tuning, jobs, seconds
+from tvm_vitq.tuning.runner import RunnerFault
+from tvm_vitq.tuning.search import Search, name_of
+from tvm_vitq.tuning.tune import Tuning
+
+
+def _points(tuning: Tuning) -> list[tuple[str, str]]:
+    return [(r.of.key, name_of(r.point)) for r in tuning.records.read() if r.what == "trial"]
+
+
+def test_finds_the_valley_and_says_what_was_gained(tmp_path: Path) -> None:
+    tuning = fake_tuning(tmp_path, 360)
+    tuning.run([FakeRunner])
+    assert tuning.trials == 360
+    best = Schedules.of_folder(AVX2, tmp_path)
+    for state in tuning.states:
+        fastest = min(seconds(point) for point in state.space.points())
+        assert seconds(state.point) <= 1.02 * fastest
+        assert state.ratio == pytest.approx(seconds(state.point) / seconds(state.space.default),
+                                            rel=0.02)
+        assert best.point(state.job.task) == state.point
+        assert state.share is not None and state.curve[-1][2] == state.ratio
+    assert 1.05 < tuning.gain < 1.5
+
+
+def test_noise_alone_takes_nobody_s_place(tmp_path: Path) -> None:
+    tuning = fake_tuning(tmp_path, 150)
+    tuning.run([lambda: FakeRunner(lambda _point: 1e-4, noise=0.05)])
+    assert all(state.point == state.space.default and state.settled for state in tuning.states)
+    assert tuning.gain == 1.0
+
+
+def test_one_wrong_output_is_enough_to_be_rejected(tmp_path: Path) -> None:
+    def wrong(point: Point) -> bool:
+        return point["rows"] == 4
+
+    tuning = fake_tuning(tmp_path, 200)
+    tuning.run([lambda: FakeRunner(wrong=wrong)])
+    records = tuning.records.read()
+    assert records and not any(wrong(record.point) for record in records)
+    assert all("3 wrong outputs" in state.rejected for state in tuning.states)
+    assert not any(wrong(state.point) for state in tuning.states)
+
+
+def test_what_does_not_build_is_rejected_too(tmp_path: Path) -> None:
+    tuning = fake_tuning(tmp_path, 100, builder=FakeBuilder(lambda point: point["unroll"] == 2))
+    tuning.run([FakeRunner])
+    assert all(record.point["unroll"] == 1 for record in tuning.records.read())
+    assert any("no answer within 60 s" in state.rejected for state in tuning.states)
+
+
+def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    first = fake_tuning(tmp_path, 100)
+    first.run([FakeRunner])
+    before = _points(first)
+    second = fake_tuning(tmp_path, 120)
+    assert [state.point for state in second.states] == [state.point for state in first.states]
+    second.run([FakeRunner])
+    after = _points(second)
+    assert len(before) == 100 and after[:100] == before and len(after) == 220
+    assert max(Counter(after).values()) == 1
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
+    tuning = fake_tuning(tmp_path, 10_000)
+
+    def interrupt() -> None:
+        if tuning.trials == 40:
+            raise KeyboardInterrupt
+
+    tuning.report = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        tuning.run([FakeRunner])
+    assert len(_points(tuning)) == 40
+
+
+def test_a_failed_runner_loses_nothing(tmp_path: Path) -> None:
+    opened: list[Any] = []
+
+    class Failing(FakeRunner):
+        where = f"board {len(opened)}"
+
+        def compare(self, *args: Any) -> Any:
+            if len(self.measured) == 11:
+                raise RunnerFault("gone")
+            return super().compare(*args)
+
+    def open_runner() -> FakeRunner:
+        opened.append(Failing() if len(opened) < 4 else FakeRunner())
+        return opened[-1]
+
+    tuning = fake_tuning(tmp_path, 150)
+    tuning.run([open_runner, open_runner])
+    assert len(_points(tuning)) == 150 and max(Counter(_points(tuning)).values()) == 1
+    assert all(state.settled for state in tuning.states)
+    assert len(opened) > 4 and sum("gone" in note for note in tuning.notes) == 4
+
+
+def test_a_machine_that_only_fails_ends_the_run(tmp_path: Path) -> None:
+    def broken() -> FakeRunner:
+        raise RunnerFault("no board")
+
+    tuning = fake_tuning(tmp_path, 50)
+    tuning.run([broken])
+    assert tuning.trials == 0 and tuning.notes.count("runner: no board") == 3
+
+
+def test_similar_tasks_start_from_each_other(tmp_path: Path) -> None:
+    fake = fake_tuning(tmp_path, 300, (197, 192, 192))
+    fake.run([FakeRunner])
+    runner = FakeRunner()
+    more = fake_tuning(tmp_path, 8, (145, 192, 192))
+    more.run([lambda: runner])
+    assert runner.measured[0] == fake.states[0].point
+    assert more.states[0].point == fake.states[0].point
+    alone = fake_tuning(tmp_path, 1, (150, 192, 192), transfer=False)
+    alone.run([FakeRunner])
+    assert _points(alone)[-1][1] != name_of(fake.states[0].point)
+
+
+def test_records_that_are_slower_here_are_not_kept(tmp_path: Path) -> None:
+    fake_tuning(tmp_path, 100, (197, 192, 192)).run([FakeRunner])
+    slow = fake_tuning(tmp_path, 30, (197, 192, 192))
+    assert slow.states[0].point != slow.states[0].space.default
+    slow.run([lambda: FakeRunner(lambda point: 1e-4 if point == slow.states[0].space.default
+                                 else 2e-4)])
+    assert slow.states[0].point == slow.states[0].space.default
+    assert Schedules.of_folder(AVX2, tmp_path).point(slow.states[0].job.task) is None
+
+
+def test_the_search_ends_when_a_space_is_whole(tmp_path: Path) -> None:
+    (job,) = jobs((2, 24, 16))
+    tuning = fake_tuning(tmp_path, 10_000, (2, 24, 16))
+    tuning.run([FakeRunner])
+    (state,) = tuning.states
+    assert state.done and state.trials == len(list(state.space.points())) - 1
+    search = Search(state.space)
+    assert len(search.propose(10_000)) == state.trials and search.propose(1) == []
+    assert job.task == state.job.task
