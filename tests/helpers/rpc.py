@@ -42,10 +42,9 @@ class Running:
         return found
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to it and all its descendants."""
-        for pid in [*self.children(), self.process.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        """Send a signal to it and all its descendants, those too whose parents have ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
 
 @contextlib.contextmanager

@@ -47,13 +47,19 @@ def _native(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield server
 
 
+@pytest.fixture
+def native(_native: Running) -> Running:
+    """Return the server of ours that lives as long as the tests do."""
+    return _native
+
+
 @pytest.fixture(params=["python", "native"])
 def server(request: pytest.FixtureRequest) -> Running:
     """Return a server that lives as long as the tests do: TVM's, or ours."""
     return request.getfixturevalue(f"_{request.param}")
 
 
-@pytest.fixture(params=["python", "native"])
+@pytest.fixture(params=[pytest.param("python", marks=pytest.mark.slow), "native"])
 def own_server(
     request: pytest.FixtureRequest, program: Path, tmp_path: Path
 ) -> Iterator[Running]:

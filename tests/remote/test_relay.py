@@ -1,4 +1,4 @@
-"""The relay against boards that keep to no time: replies that are begun, and clients that are slow."""
+"""The relay and time: replies that stop halfway, long requests, clients that are slow to read."""
 
 from __future__ import annotations
 

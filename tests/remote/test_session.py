@@ -137,21 +137,21 @@ def test_a_slow_line_is_no_timeout(own_native: Running, tmp_path: Path) -> None:
         assert np.array_equal(session.fetch(kept), value)
 
 
-def test_a_kernel_that_never_ends(own_server: Running, toy: Path) -> None:
+def test_a_kernel_that_never_ends(server: Running, toy: Path) -> None:
     """The request ends in time; a server that was told so ends the session, too."""
-    with connect(own_server.address, KEY, session_timeout=4) as session:
+    with connect(server.address, KEY, session_timeout=3) as session:
         artifact = RemoteArtifact(toy, session)
         artifact.set_input("main", np.zeros((2, *artifact.input_shape), np.float32))
         with within(3), pytest.raises(BoardTimeout, match=r"timing .* no answer within 0.7 s"):
             session.time(artifact._vm.module, "invoke_stateful", ["main"], FOREVER, timeout=0.7)
         with within(1), pytest.raises(BoardGone, match="the session is closed"):
             artifact.verify()
-    with connect(own_server.address, KEY, session_timeout=3) as session:
+    with connect(server.address, KEY, session_timeout=3) as session:
         artifact = RemoteArtifact(toy, session)
         artifact.set_input("main", np.zeros((2, *artifact.input_shape), np.float32))
         with within(8), pytest.raises(BoardTimeout, match="the session took more than its time"):
             session.time(artifact._vm.module, "invoke_stateful", ["main"], FOREVER)
-    connect(own_server.address, KEY).close()  # it serves the next
+    connect(server.address, KEY).close()  # it serves the next
 
 
 def test_a_board_that_stops(own_native: Running, toy: Path) -> None:
@@ -226,6 +226,39 @@ def test_our_server_says_what_ended_a_session(own_native: Running, toy: Path, na
         assert len(list(own_native.folder.glob("vitq-rpc-*"))) == 1
     wait_for("left", own_native.log)
     assert not list(own_native.folder.glob("vitq-rpc-*"))
+
+
+def test_names_stay_in_the_folder_of_the_session(native: Running) -> None:
+    """No file of the board is read, written or removed by way of an upload's name."""
+    kept = native.folder / "kept.txt"
+    kept.write_text("kept")
+    with connect(native.address, KEY) as session:
+        for name in ("../kept.txt", str(kept), "a/../../kept.txt", ".."):
+            for what, *more in (("upload", b"x"), ("download",), ("remove",), ("load_module",)):
+                with pytest.raises(RemoteError, match="must stay in the session's folder"):
+                    session.call(f"tvm.rpc.server.{what}", name, *more)
+        session.call("tvm.rpc.server.upload", "./own.txt", b"own")
+        assert bytes(session.call("tvm.rpc.server.download", "own.txt")) == b"own"
+    assert kept.read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_a_server_that_ends(own_native: Running, toy: Path, name: str) -> None:
+    """Its session ends with it; if it is asked to end it leaves nothing behind, and says so."""
+    number = signal.Signals[name]
+    words = "server's process was told to end" if name == "SIGTERM" else "the connection is lost"
+    with connect(own_native.address, KEY) as session:
+        artifact = RemoteArtifact(toy, session)
+        artifact.set_input("main", np.zeros((2, *artifact.input_shape), np.float32))
+        (child,) = own_native.children()
+        threading.Timer(0.3, own_native.process.send_signal, [number]).start()
+        with within(5), pytest.raises(BoardGone, match=words):
+            session.time(artifact._vm.module, "invoke_stateful", ["main"], FOREVER)
+    assert own_native.process.wait(5) == (0 if name == "SIGTERM" else -number)
+    status = Path(f"/proc/{child}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text()
+    if name == "SIGTERM":
+        assert not list(own_native.folder.glob("vitq-rpc-*"))
 
 
 def test_many_boards_from_threads(program: Path, toy: Path, tmp_path: Path) -> None:

@@ -5,33 +5,33 @@
 //
 // It speaks the protocol of `python -m tvm.exec.rpc_server`: clients are `tvm-vitq verify/bench/tune
 // --rpc` and whatever else uses tvm.rpc. One client is served at a time, each by a process of its own
-// in a folder of its own, which is removed when it ends. Whoever can connect can run code here and the
-// key is no password: listen on an address that only a trusted network reaches (--host 0.0.0.0: all).
+// in a folder of its own, which is removed when it ends; SIGINT, SIGTERM and SIGHUP end the session and
+// the server. Whoever can connect can run code here and the key is no password: listen on an address
+// that only a trusted network reaches (--host 0.0.0.0: all).
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
 
 #include <arpa/inet.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/socket.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#include <cerrno>
+#include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <iostream>
+#include <memory>
 #include <random>
-#include <stdexcept>
+#include <sstream>
 #include <string>
 #include <thread>
 
+#include "socket.hpp"
 #include "vitq/file.hpp"
 
 namespace {
@@ -48,93 +48,6 @@ constexpr int32_t kLongestKey = 4096, kLongestReply = 1 << 24;
 struct Options {
   std::string host = "127.0.0.1", key, tracker, custom_address;
   int port = 9090, port_end = 0, accept_timeout = 10;
-};
-
-[[noreturn]] void Fail(const std::string& why) { throw std::runtime_error(why); }
-
-std::string Reason() { return std::strerror(errno); }
-
-// A descriptor that is closed at the end of its scope.
-class Socket {
- public:
-  explicit Socket(int number = -1) : number_(number) {}
-  Socket(Socket&& other) noexcept : number_(other.Release()) {}
-  Socket& operator=(Socket&& other) noexcept {
-    Close();
-    number_ = other.Release();
-    return *this;
-  }
-  ~Socket() { Close(); }
-  int number() const { return number_; }
-  explicit operator bool() const { return number_ >= 0; }
-  void Close() {
-    if (number_ >= 0) close(number_);
-    number_ = -1;
-  }
-  // Whoever does not answer for so long is given up; 0 waits for ever.
-  void SetTimeout(int seconds) const {
-    timeval limit{seconds, 0};
-    setsockopt(number_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    setsockopt(number_, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-  }
-  void Send(const void* data, size_t size) const {
-    const char* at = static_cast<const char*>(data);
-    while (size > 0) {
-      ssize_t done = send(number_, at, size, MSG_NOSIGNAL);
-      if (done < 0 && errno == EINTR) continue;
-      if (done <= 0) Fail("the other end is gone: " + Reason());
-      at += done;
-      size -= static_cast<size_t>(done);
-    }
-  }
-  void Receive(void* data, size_t size) const {
-    char* at = static_cast<char*>(data);
-    while (size > 0) {
-      ssize_t done = recv(number_, at, size, 0);
-      if (done < 0 && errno == EINTR) continue;
-      if (done == 0) Fail("the other end closed the connection");
-      if (done < 0) Fail("the other end does not answer: " + Reason());
-      at += done;
-      size -= static_cast<size_t>(done);
-    }
-  }
-  void SendNumber(int32_t value) const { Send(&value, sizeof value); }
-  int32_t ReceiveNumber() const {
-    int32_t value;
-    Receive(&value, sizeof value);
-    return value;
-  }
-  void SendText(const std::string& text) const {
-    SendNumber(static_cast<int32_t>(text.size()));
-    Send(text.data(), text.size());
-  }
-  std::string ReceiveText(int32_t longest) const {
-    int32_t size = ReceiveNumber();
-    if (size < 0 || size > longest) Fail("a text of " + std::to_string(size) + " bytes");
-    std::string text(static_cast<size_t>(size), '\0');
-    Receive(&text[0], text.size());
-    return text;
-  }
-
- private:
-  int Release() {
-    int number = number_;
-    number_ = -1;
-    return number;
-  }
-  int number_;
-};
-
-struct Addresses {
-  Addresses(const std::string& host, int port, bool listening) {
-    addrinfo wanted{};
-    wanted.ai_socktype = SOCK_STREAM;
-    wanted.ai_flags = listening ? AI_PASSIVE : 0;
-    int status = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &wanted, &first);
-    if (status != 0) Fail("unknown address " + host + ": " + gai_strerror(status));
-  }
-  ~Addresses() { freeaddrinfo(first); }
-  addrinfo* first = nullptr;
 };
 
 // Listens on the first free port of the range; port 0 lets the system choose.
@@ -274,11 +187,50 @@ std::string Describe() {
          ", \"features\": [" + features + "]}";
 }
 
+// What ends a process of the server, and what tells the server to end; both are read, not handled.
+class Signals {
+ public:
+  Signals() {
+    signal(SIGCHLD, SIG_DFL);
+    sigset_t wanted;
+    sigemptyset(&wanted);
+    for (int number : {SIGCHLD, SIGINT, SIGTERM, SIGHUP}) {
+      struct sigaction set{};
+      sigaction(number, nullptr, &set);
+      if (set.sa_handler != SIG_IGN) sigaddset(&wanted, number);  // nohup, or a job of a script
+    }
+    sigprocmask(SIG_BLOCK, &wanted, &before_);
+    source_ = Socket(signalfd(-1, &wanted, SFD_CLOEXEC | SFD_NONBLOCK));
+    if (!source_) Fail("cannot wait for signals: " + Reason());
+  }
+  // For a process that shall be ended by them as usual.
+  void Restore() const { sigprocmask(SIG_SETMASK, &before_, nullptr); }
+  bool stopped() const { return stopped_; }
+  // Waits for a signal or, if it is given, a connection; returns whether there is one. Negative
+  // milliseconds are for ever.
+  bool Wait(int milliseconds, const Socket* listener = nullptr) {
+    pollfd waiting[2] = {{source_.number(), POLLIN, 0},
+                         {listener ? listener->number() : -1, POLLIN, 0}};
+    if (poll(waiting, 2, milliseconds) <= 0) return false;
+    for (signalfd_siginfo found; read(source_.number(), &found, sizeof found) == sizeof found;)
+      stopped_ |= found.ssi_signo != SIGCHLD;
+    return waiting[1].revents != 0;
+  }
+
+ private:
+  Socket source_;
+  sigset_t before_;
+  bool stopped_ = false;
+};
+
 // Serves one client, in a process of its own.
 void Serve(int number, const std::string& folder) {
   if (chdir(folder.c_str()) != 0) Fail("cannot enter " + folder + ": " + Reason());
   auto path = [folder](const std::string& name) {
-    return name.rfind('/', 0) == 0 ? name : folder + "/" + name;
+    const std::filesystem::path plain = std::filesystem::path(name).lexically_normal();
+    if (plain.empty() || plain.is_absolute() || *plain.begin() == "..")
+      Fail("a file's name must stay in the session's folder, " + Quoted(name) + " does not");
+    return folder + "/" + plain.string();
   };
   using Text = ffi::String;
   ffi::Function::SetGlobal("tvm.rpc.server.workpath",
@@ -295,10 +247,10 @@ void Serve(int number, const std::string& folder) {
 }
 
 // Waits for the process; returns how it ended, "" if as it should.
-std::string Await(pid_t child, double timeout) {
+std::string Await(pid_t child, double timeout, Signals* signals) {
   const auto start = Clock::now();
   for (int status = 0;;) {
-    pid_t ended = waitpid(child, &status, timeout > 0 ? WNOHANG : 0);
+    const pid_t ended = waitpid(child, &status, WNOHANG);
     if (ended < 0 && errno == EINTR) continue;
     if (ended != 0) {
       if (WIFSIGNALED(status))
@@ -306,16 +258,18 @@ std::string Await(pid_t child, double timeout) {
       if (WEXITSTATUS(status) == 0) return "";
       return "the server's process ended with status " + std::to_string(WEXITSTATUS(status));
     }
-    if (std::chrono::duration<double>(Clock::now() - start).count() > timeout) {
+    const double left = timeout - std::chrono::duration<double>(Clock::now() - start).count();
+    if (signals->stopped() || (timeout > 0 && left <= 0)) {
       kill(child, SIGKILL);
-      waitpid(child, &status, 0);
-      return "RPCSessionTimeoutError: the session took more than its time";
+      while (waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
+      return signals->stopped() ? "the server's process was told to end"
+                                : "RPCSessionTimeoutError: the session took more than its time";
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    signals->Wait(timeout > 0 ? static_cast<int>(std::min(1e3 * left, 1e6)) + 1 : -1);
   }
 }
 
-void Session(const Client& client, const Socket& listener) {
+void Session(const Client& client, const Socket& listener, Signals* signals) {
   std::string folder = (std::filesystem::temp_directory_path() / "vitq-rpc-XXXXXX").string();
   if (mkdtemp(&folder[0]) == nullptr) Fail("cannot make " + folder + ": " + Reason());
   std::cerr << client.from << " connected" << std::endl;
@@ -323,6 +277,8 @@ void Session(const Client& client, const Socket& listener) {
   if (child == 0) {
     int status = 0;
     try {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);  // no session without the server
+      signals->Restore();
       close(listener.number());
       Serve(client.socket.number(), folder);
     } catch (const std::exception& why) {
@@ -331,7 +287,8 @@ void Session(const Client& client, const Socket& listener) {
     }
     _exit(status);
   }
-  std::string why = child < 0 ? "cannot start a process: " + Reason() : Await(child, client.timeout);
+  std::string why = child < 0 ? "the server's process cannot be started: " + Reason()
+                              : Await(child, client.timeout, signals);
   std::error_code ignored;
   std::filesystem::remove_all(folder, ignored);
   std::cerr << client.from << (why.empty() ? " left" : ": " + why) << std::endl;
@@ -344,31 +301,29 @@ void Session(const Client& client, const Socket& listener) {
 }
 
 void Run(const Options& options) {
+  Signals signals;
   int port = 0;
   Socket listener = Listen(options, &port);
   std::cout << "listening on " << options.host << ":" << port << std::endl;
   std::unique_ptr<Tracker> tracker;
-  while (true) {
+  while (!signals.stopped()) {
     try {
       if (!options.tracker.empty() && tracker == nullptr) {
         tracker = std::make_unique<Tracker>(options, port);
         std::cerr << "known to the tracker " << options.tracker << std::endl;
       }
-      pollfd waiting{listener.number(), POLLIN, 0};
-      int ready = poll(&waiting, 1, tracker ? 2000 : -1);
-      if (ready > 0) {
+      if (signals.Wait(tracker ? 2000 : -1, &listener)) {
         Client client = Accept(listener, tracker ? tracker->match_key() : options.key, options);
         if (!client.socket) continue;
-        Session(client, listener);
+        Session(client, listener, &signals);
         if (tracker) tracker->Offer();
       } else if (tracker) {
         tracker->Refresh();
       }
     } catch (const std::exception& why) {
       std::cerr << why.what() << std::endl;
-      if (tracker == nullptr && options.tracker.empty()) throw;
       tracker.reset();
-      std::this_thread::sleep_for(std::chrono::seconds(2));
+      signals.Wait(2000);
     }
   }
 }

@@ -1,4 +1,4 @@
-"""Folders that a device takes: a program built for it, with TVM's two runtime libraries beside it."""
+"""Folders that a device takes: a program built for it beside TVM's two runtime libraries."""
 
 from __future__ import annotations
 

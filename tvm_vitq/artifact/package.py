@@ -68,7 +68,7 @@ def package(
     output
         The folder; it must not exist, or be empty.
     architecture
-        Of the device, as in :data:`tvm_vitq.artifact.device.ARCHITECTURES`; None takes the artefact's.
+        Of the device, of :data:`tvm_vitq.artifact.device.ARCHITECTURES`; None is the artefact's.
 
     Returns
     -------

@@ -3,7 +3,7 @@
 TVM's client connects, shakes hands and waits for replies inside C++ without any time-out, and when
 Python drops an object of the board it waits so while it holds the interpreter's lock: a board that
 hangs would stop every thread of the client's process. So the client is connected to this process,
-which has the time-outs. It passes bytes on, and when the board owes a reply, or the rest of one, and
+which has the time-outs. It passes bytes on, and when the board owes a reply or the rest of one, and
 nothing has passed for the limit, nor left the system's queue for a slow line, it closes both
 connections; the client's call then fails.
 
