@@ -48,44 +48,38 @@ class Context:
             self.first = w.bind("first", block * 32)
             for i in range(16 * len(self.levels)):
                 w.store(self.acc, const(0, "int32"), i)
-            self._load(k.first_step * 32)
-            with w.loop("step", self._steps()) as step:
-                self._step(step)
+            if k.full:
+                self._load(k.whole_step(0), False)
+            k.walk(self._step)
             self._join()
             if k.split == 1:
                 self._store()
             else:
                 self._share(block)
 
-    def _steps(self) -> Any:
-        """Return the number of steps of this warp."""
-        k = self.k
-        if isinstance(k.whole, int):
-            return k.whole + (1 if k.rest else 0)
-        if not k.rest:
-            return k.whole
-        return k.whole + tirx.Cast("int32", k.has_rest)
-
-    def _load(self, first: Any) -> None:
+    def _load(self, first: Any, rest: bool) -> None:
         """Load this thread's eight rows of four channels: keys that its scores are of."""
-        w, size = self.w, self.v.size
+        w, v = self.w, self.v
         for i in range(8):
             key = first + (2 * self.k.t + (i // 2 * 8 + i % 2))
-            at = w.bind("v_row", self.v.row(key))
+            at = w.bind("v_row", v.row(key) if rest else v.base + key * v.stride)
             most = 32 * self.blocks - 4
-            load_codes(w, self.v, at, self.first + 4 * self.k.g, most, 4, self.raw, i * size)
+            load_codes(w, v, at, self.first + 4 * self.k.g, most, 4, self.raw, i * v.size)
 
-    def _step(self, step: Any) -> None:
+    def _step(self, step: Any, valid: int) -> None:
         w, k, size = self.w, self.k, self.v.size
+        if valid < 32:
+            self._load((k.first_step + step) * 32, True)
         for plane in range(len(PLANES[self.p_dtype])):
             w.call("vitq_load16", pointer(self.probabilities, 4 * plane),
-                   pointer(k.scratch, k._slot(step, plane)))
+                   pointer(k.scratch, k.slot(step, plane)))
         for half in range(2):
             places = [[plane * 8 + 2 * i + half for i in range(4)]
                       for plane in range(self.v_planes)]
             transposed(w, self.v.dtype, self.raw, [(4 * half + i) * size for i in range(4)],
                        self.part, places)
-        self._load((k.first_step + step + 1) * 32)
+        if valid == 32:
+            self._load(k.whole_step(step + 1), False)
         left, right = ([kind for kind, _ in PLANES[dtype]]
                        for dtype in (self.p_dtype, self.v.dtype))
         for level, (_, pairs) in enumerate(self.levels):

@@ -32,42 +32,49 @@ __all__ = ["Elements", "Scale", "finished"]
 class Scale:
     """One multiplier, shift and zero point for all elements of a product, bound once.
 
-    The fast form of ``Epilogue.narrow``: the shift is at least 32 once the operand is lifted, so
-    the result is the high word of a 64-bit multiply-add, shifted by what is left.
+    The fast form of ``Epilogue.narrow``: an operand that is lifted so far that the shift is at
+    least 33 has a rounding constant whose low word is 0. So the result is the high word of a
+    product of 32-bit numbers, plus the constant's high word, shifted by what is left.
+
+    Parameters
+    ----------
+    w, epilogue
+        Where, and what.
+    scalars
+        Flat buffer of multiplier, shift and perhaps zero point; None for ``acc``.
+    bound
+        Magnitude that no accumulator exceeds.
     """
 
-    def __init__(self, w: CudaWriter, epilogue: Epilogue, scalars: Any) -> None:
+    def __init__(self, w: CudaWriter, epilogue: Epilogue, scalars: Any, bound: int) -> None:
         self.w, self.epilogue = w, epilogue
         self.zero: Any = None
+        self.lift = epilogue.lift + 1
+        self.fast = epilogue.narrow and bound << self.lift < 2**31
         if scalars is None:
             return
         self.mult = w.bind("mult", load(scalars, 0))
         shift = w.bind("shift", load(scalars, 1))
         if int(scalars.shape[0]) > 2:
             self.zero = w.bind("zero", load(scalars, 2))
-        one = const(1, "int64")
-        lift = epilogue.lift if epilogue.narrow else 0
-        shift = shift + lift
-        rounding = one << (tirx.Cast("int64", (shift - 1) & 63))
-        if epilogue.narrow and epilogue.fold_zero and self.zero is not None:
-            # 2^(e-1) + zero * 2^e
-            rounding = rounding * (tirx.Cast("int64", self.zero) * const(2, "int64") + one)
-            self.zero = None
-        self.rounding = w.bind("rounding", rounding)
         # Masked: TVM takes a bare amount for anything, and then drops clamps of the result.
-        self.down = w.bind("down", (shift - 32) & 31 if epilogue.narrow
-                           else tirx.Cast("int64", shift & 63))
+        if self.fast:
+            self.rounding = w.bind("rounding",
+                                   const(1, "int32") << ((shift + (self.lift - 33)) & 31))
+            self.down = w.bind("down", (shift + (self.lift - 32)) & 31)
+        else:
+            wide = tirx.Cast("int64", (shift - 1) & 63)
+            self.rounding = w.bind("rounding", const(1, "int64") << wide)
+            self.down = w.bind("down", tirx.Cast("int64", shift & 63))
 
     def apply(self, acc: Value) -> Value:
-        """Return the requantised accumulator, with the zero point if it is folded in."""
-        value, bits = acc.code, const(32, "int64")
-        if not self.epilogue.narrow:
-            product = tirx.Cast("int64", value) * tirx.Cast("int64", self.mult) + self.rounding
-            return Value(product >> self.down, -(2**61), 2**61, "int64")
-        if self.epilogue.lift:
-            value = value << const(self.epilogue.lift, "int32")
-        product = tirx.Cast("int64", value) * tirx.Cast("int64", self.mult) + self.rounding
-        return Value(tirx.Cast("int32", product >> bits) >> self.down, -(2**30), 2**30)
+        """Return the requantised accumulator."""
+        if self.fast:
+            code = self.w.value("vitq_rescale", acc.code << const(self.lift, "int32"), self.mult,
+                                self.rounding, self.down)
+            return Value(code, -(2**30), 2**30)
+        product = tirx.Cast("int64", acc.code) * tirx.Cast("int64", self.mult) + self.rounding
+        return Value(product >> self.down, -(2**61), 2**61, "int64")
 
 
 def _sum(a: Value, b: Value) -> Value:

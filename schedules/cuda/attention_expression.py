@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tvm_ffi
 from tvm import tirx
 
 from schedules.builder import const, load
@@ -136,12 +137,20 @@ class Translator:
         self.read = read
         self.known = known or {}
         self.done: dict[Any, Value] = {}
+        self.equal: dict[int, list[tuple[Any, Value]]] = {}
 
     def value(self, expr: Any) -> Value:
-        """Return the value of an expression, each node's once."""
-        if expr not in self.done:
-            self.done[expr] = self.steps.keep(self._value(expr))
-        return self.done[expr]
+        """Return the value of an expression, once for all that are equal."""
+        if expr in self.done:
+            return self.done[expr]
+        alike = self.equal.setdefault(tvm_ffi.structural_hash(expr), [])
+        found = next((value for other, value in alike
+                      if tvm_ffi.structural_equal(expr, other)), None)
+        if found is None:
+            found = self.steps.keep(self._value(expr))
+            alike.append((expr, found))
+        self.done[expr] = found
+        return found
 
     def _value(self, expr: Any) -> Value:
         kind = type(expr).__name__

@@ -27,6 +27,11 @@ _PAIR = 0x5410
 """Selector of the low halves of two words."""
 
 
+def _largest(buffer: Any) -> int:
+    """Return the largest magnitude of a buffer's codes."""
+    return max(abs(end) for end in limits(str(buffer.dtype)))
+
+
 class AttentionKernel:
     """Writes one kernel; the methods stand in the order in which they run.
 
@@ -128,7 +133,7 @@ class AttentionKernel:
         with self.w.when(self.has_rest) if self.has_rest is not None else nullcontext():
             yield
 
-    def _slot(self, step: Any, half: int) -> Any:
+    def slot(self, step: Any, half: int) -> Any:
         """Return where four words of this thread are in the scratch."""
         return ((self.w.warp * self.steps + step) * 2 + half) * 128 + self.w.lane * 4
 
@@ -142,10 +147,12 @@ class AttentionKernel:
         self.v = self.matrix(self.of_context, p.context_params[1], p.context.b_axes,
                              "v_base")
         self.scales = []
-        for spec, params, views in ((p.scores, p.scores_params, self.of_scores),
-                                    (p.context, p.context_params, self.of_context)):
+        for spec, params, views, depth in (
+                (p.scores, p.scores_params, self.of_scores, p.depth),
+                (p.context, p.context_params, self.of_context, p.keys)):
             scalars = None if spec.epilogue.kind == "acc" else views[params[-2]]
-            self.scales.append(Scale(w, spec.epilogue, scalars))
+            bound = depth * _largest(params[0]) * _largest(params[1])
+            self.scales.append(Scale(w, spec.epilogue, scalars, bound))
         self.bias = None
         if p.scores.epilogue.kind == "requant_add":
             self.bias = Elements(w, self.of_scores[rest[0]], self.entry, self.held_rows)
@@ -198,26 +205,35 @@ class AttentionKernel:
         low, _ = limits(str(self.p.softmax_params[0].dtype))
         for r in range(2):
             w.store(self.most, const(low, "int32"), r)
-        self._load_keys(self.first_step * 32)
-        self._walk(self._scores_step)
+        if self.full:
+            self._load_keys(self.whole_step(0), False)
+        self.walk(self._scores_step)
 
     def _last(self) -> Any:
         return const(self.whole, "int32") if isinstance(self.whole, int) else self.whole
 
-    def _load_keys(self, first: Any) -> None:
-        """Load a step's rows of K: key g of each of four tiles."""
+    def whole_step(self, step: Any) -> Any:
+        """Return the first key of a step of this warp, or of the last whole one before it."""
+        last = const(self.full - 1, "int32")
+        return self.w.bind("first", tirx.min(self.first_step + step, last) * 32)
+
+    def _load_keys(self, first: Any, rest: bool) -> None:
+        """Load a step's rows of K: key g of each tile; of the ``rest``, which may end before."""
         w = self.w
-        for tile in range(4):
-            at = w.bind("k_row", self.k.row(first + 8 * tile + self.g))
+        for tile in range(-(-self.rest // 8) if rest else 4):
+            key = first + 8 * tile + self.g
+            at = w.bind("k_row", self.k.row(key) if rest else self.k.base + key * self.k.stride)
             self._load_depth(self.k, at, self.k_raw, tile * self.k_words, zero=False)
 
     def _scores_step(self, step: Any, valid: int) -> None:
         """Make the codes of a step, of which the first ``valid`` keys are real."""
         w = self.w
         first = w.bind("key", (self.first_step + step) * 32)
+        if valid < 32:
+            self._load_keys(first, True)
         self._products(-(-valid // 8))
         if valid == 32:
-            self._load_keys(first + 32)
+            self._load_keys(self.whole_step(step + 1), False)
         column = w.bind("column", first + 2 * self.t)
         low, _ = limits(str(self.p.softmax_params[0].dtype))
         last = const(self.p.keys - 1, "int32")
@@ -255,13 +271,13 @@ class AttentionKernel:
 
     def _put(self, step: Any) -> None:
         for half in range(2):
-            self.w.call("vitq_store16", pointer(self.scratch, self._slot(step, half)),
+            self.w.call("vitq_store16", pointer(self.scratch, self.slot(step, half)),
                         pointer(self.words, 4 * half))
 
     def _get(self, step: Any) -> None:
         for half in range(2):
             self.w.call("vitq_load16", pointer(self.words, 4 * half),
-                        pointer(self.scratch, self._slot(step, half)))
+                        pointer(self.scratch, self.slot(step, half)))
 
     def _products(self, tiles: int) -> None:
         """Multiply Q by the keys that are loaded; planes from the highest shift to the lowest."""
@@ -307,10 +323,10 @@ class AttentionKernel:
         self.row_sum = w.registers("row_sum", 2)
         for r in range(2):
             w.store(self.row_sum, const(0, "int32"), r)
-        self._walk(self._exponentials)
+        self.walk(self._exponentials)
         soft.finish(self._reduced(self.row_sum, self.stats[1], tirx.Add))
         self.p_part = w.registers("p_part", 8)
-        self._walk(self._probabilities)
+        self.walk(self._probabilities)
 
     def _reduced(self, own: Any, buffer: Any, joined: Callable[[Any, Any], Any]) -> list[Any]:
         """Return both rows' maxima or sums, over the quad and the warps that share the rows."""
@@ -335,7 +351,7 @@ class AttentionKernel:
             values[r] = w.bind("value", value)
         return values
 
-    def _walk(self, body: Any) -> None:
+    def walk(self, body: Any) -> None:
         """Write ``body(step, valid)`` for all steps of this warp."""
         if not (isinstance(self.whole, int) and self.whole == 0):
             with self.w.loop("step", self.whole) as step:
@@ -384,7 +400,7 @@ class AttentionKernel:
                     pair = (load(self.words, 4 * half + 2 * i + r) for i in range(2))
                     w.store(self.p_part, w.value("vitq_bytes", *pair, selector),
                             4 * plane + 2 * half + r)
-            w.call("vitq_store16", pointer(self.scratch, self._slot(step, plane)),
+            w.call("vitq_store16", pointer(self.scratch, self.slot(step, plane)),
                    pointer(self.p_part, 4 * plane))
 
     # P V

@@ -29,7 +29,8 @@ class DeviceFunction:
 
 
 def _function(signature: str, body: str, returns: str = "void") -> DeviceFunction:
-    head = {"void": "void", "int32": "int", "uint32": "unsigned int"}[returns]
+    head = {"void": "void", "int32": "int", "uint32": "unsigned int",
+            "handle": "void*"}[returns]
     name = signature.partition("(")[0]
     text = f"__device__ __forceinline__ {head} {signature} {{\n{body.strip(chr(10))}\n}}\n"
     return DeviceFunction(name, text, returns)
@@ -130,10 +131,14 @@ _ALL = [
     *(one for size in (4, 8, 16) for one in _words(size)),
     _function("vitq_shuffle_xor(int value, int lanes)",
               "  return __shfl_xor_sync(0xffffffffu, value, lanes);", "int32"),
+    _function("vitq_either(bool first, const void* a, const void* b)",
+              "  return const_cast<void*>(first ? a : b);", "handle"),
     _function("vitq_dot4(int a, int b, int c)", "  return __dp4a(a, b, c);", "int32"),
     _function("vitq_bytes(int a, int b, int select)",
               "  return static_cast<int>(__byte_perm(static_cast<unsigned int>(a), "
               "static_cast<unsigned int>(b), static_cast<unsigned int>(select)));", "int32"),
+    _function("vitq_rescale(int value, int mult, int rounding, int shift)",
+              "  return (__mulhi(value, mult) + rounding) >> shift;", "int32"),
     _function("vitq_high(int a, int b)", "  return __mulhi(a, b);", "int32"),
 ]
 

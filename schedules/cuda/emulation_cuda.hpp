@@ -168,8 +168,6 @@ inline T __ldg(const T* from) {
 #define vitq_pack_s8(a, b, c, d) vitq::pack<std::int8_t>({a, b, c, d})
 #define vitq_pack_u8(a, b, c, d) vitq::pack<std::uint8_t>({a, b, c, d})
 #define vitq_pack_s16(a, b) vitq::pack<std::int16_t>({a, b})
-#define vitq_rescale(value, mult, rounding, shift) \
-  (static_cast<int>((static_cast<std::int64_t>(value) * (mult) + (rounding)) >> 32) >> (shift))
 #define vitq_load4(d, from) vitq::load<1>(__LINE__, d, from)
 #define vitq_store4(to, s) vitq::store<1>(__LINE__, to, s)
 #define vitq_load8(d, from) vitq::load<2>(__LINE__, d, from)
