@@ -61,9 +61,10 @@ def pack_linear(node: relax.Call, plan: LinearPlan) -> relax.Call:
     if scale:
         mult, shift = scale
         bound = _accumulator_bound(w, bias, dtype)
-        mult, shift, flags = narrow_form(mult, shift, bound, int(node.attrs["zero_point"]))
+        mult, shift, flags = narrow_form(mult, shift, bound, int(node.attrs["zero_point"]),
+                                         plan.dot.least_shift)
         args += [relax.const(pad_columns(mult, plan.nt, 0)),
-                 relax.const(pad_columns(shift, plan.nt, 32))]
+                 relax.const(pad_columns(shift, plan.nt, plan.dot.least_shift))]
         attrs |= flags
     args += node.args[5:]
     name = node.op.name.removeprefix("vitq.")

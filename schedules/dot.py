@@ -83,6 +83,11 @@ class Dot:
             return self.halves[1].offset("uint8")
         return {("int8", "uint8"): 128, ("uint8", "int8"): -128}.get((dtype, self.operand), 0)
 
+    @property
+    def least_shift(self) -> int:
+        """The least shift of the fast form of requantisation."""
+        return 32
+
     def column_slot(self, column: Any) -> Any:
         """Return where a column of a block of the packed weights stands in it."""
         return column

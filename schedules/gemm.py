@@ -35,8 +35,8 @@ class Epilogue:
     res_mult, res_shift
         Rescale of the residual.
     narrow
-        Proved: every shift of the accumulator is at least 32 - ``lift`` and the accumulator stays
-        in int32 when shifted left by ``lift``, so rq fits the fast form.
+        Proved: every shift of the accumulator is at least 32 - ``lift`` (33 on GPUs) and the
+        accumulator stays in int32 when shifted left by ``lift``, so rq fits the fast form.
     lift
         See ``narrow``.
     fold_zero

@@ -239,11 +239,11 @@ def scalar_form(
 
 
 def narrow_form(
-    mult: np.ndarray, shift: np.ndarray, accumulator: int, zero_point: int
+    mult: np.ndarray, shift: np.ndarray, accumulator: int, zero_point: int, least: int = 32
 ) -> tuple[np.ndarray, np.ndarray, dict[str, bool | int]]:
     """Bring requantisation parameters to the fast form, if they allow it.
 
-    A column whose accumulator always rounds to 0 gets ``(0, 32)``, which says the same.
+    A column whose accumulator always rounds to 0 gets ``(0, least)``, which says the same.
 
     Parameters
     ----------
@@ -253,19 +253,21 @@ def narrow_form(
         Proved bound of the accumulator's magnitude.
     zero_point
         Of the output.
+    least
+        The least shift of the fast form (``Dot.least_shift``).
 
     Returns
     -------
     mult, shift, flags
         ``flags`` are the fields ``narrow``, ``lift`` and ``fold_zero`` of an Epilogue: narrow if
-        there is a lift t >= 0 with e + t in [32, 62] for all e and accumulator * 2^t < 2^31.
+        there is a lift t >= 0 with e + t in [least, 62] for all e and accumulator * 2^t < 2^31.
     """
     mult, shift = mult.astype(np.int64), shift.astype(np.int64)
     product = np.abs(mult) * accumulator
     nothing = product < np.left_shift(np.int64(1), shift - 1)
-    mult, shift = np.where(nothing, 0, mult), np.where(nothing, 32, shift)
-    lift = max(0, 32 - int(shift.min(initial=32)))
-    most = int(shift.max(initial=32)) + lift
+    mult, shift = np.where(nothing, 0, mult), np.where(nothing, least, shift)
+    lift = max(0, least - int(shift.min(initial=least)))
+    most = int(shift.max(initial=least)) + lift
     narrow = accumulator << lift < 2**31 and most <= 62 and abs(zero_point) < 2**29
     fold = narrow and (2 * abs(zero_point) + 1) << (most - 1) < 2**62
     flags = {"narrow": narrow, "lift": lift if narrow else 0, "fold_zero": fold}

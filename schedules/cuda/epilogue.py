@@ -4,10 +4,11 @@ A thread has, of each row, eight neighbouring columns (see :mod:`.intrinsics`), 
 in vectors: the columns' parameters from shared memory, residual and result from and to device
 memory.
 
-The fast form of requantisation is that of :mod:`schedules.requant`: a 32 x 32 bit product, added to
-the rounding constant in 64 bits, is one instruction; of the result only the high word is shifted.
-A residual whose multiplier is a power of two needs no product. Codes are packed by an instruction
-that limits them to their dtype, so only clamps that are narrower than that are written.
+The fast form of requantisation: for ``e >= 33`` the rounding constant ``2^(e-1)`` has no bit in
+the low word, so it is added to the high word of the product, which is then shifted by ``e - 32``.
+That word is below 2^30 in magnitude and the constant at most 2^29 (with a zero point in it, 2^30),
+so nothing overflows. A residual whose multiplier is a power of two needs no product. Codes are
+packed by an instruction that limits them to their dtype, so only narrower clamps are written.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class Finish:
         """Whether accumulator and residual both fit the fast form."""
         residual, epilogue = self.result.residual, self.result.epilogue
         return epilogue.narrow and (residual is None or scalar_lift(
-            epilogue.res_shift, BITS[str(residual.dtype)]) is not None)
+            epilogue.res_shift - 1, BITS[str(residual.dtype)]) is not None)
 
     def begin(self, column: Any) -> None:
         """Prepare for eight columns from ``column``."""
@@ -124,13 +125,14 @@ class Finish:
         epilogue = self.result.epilogue
         if epilogue.kind == "acc" or not self.narrow:
             return
-        # 2^(e-1), plus the zero point times 2^e
-        rounding = w.registers("rounding", self.width, "int64")
-        scale = const(2 * epilogue.zero_point + 1 if epilogue.fold_zero else 1, "int64")
+        # The high word of 2^(e-1), plus the zero point times 2^e.
+        rounding = w.registers("rounding", self.width)
+        scale = const(2 * epilogue.zero_point + 1 if epilogue.fold_zero else 1, "int32")
         for i in range(self.width):
-            bits = load(self.parts["shift"], i) + const(epilogue.lift - 1, "int32")
-            w.store(rounding, tirx.shift_left(scale, tirx.Cast("int64", bits)), i)
-            w.store(self.parts["shift"], bits - const(31, "int32"), i)
+            bits = load(self.parts["shift"], i) + const(epilogue.lift - 33, "int32")
+            bits = w.bind("bits", bits)
+            w.store(rounding, tirx.shift_left(scale, bits), i)
+            w.store(self.parts["shift"], bits + const(1, "int32"), i)
         self.parts["rounding"] = rounding
 
     def _columns(self) -> list[Any]:
@@ -207,12 +209,12 @@ class Finish:
         if dtype == "int64":
             total = tirx.Cast("int64", code) * factor + rounding
             return tirx.shift_right(total, const(shift, "int64"))
-        lift = scalar_lift(shift, bits)
+        lift = scalar_lift(shift - 1, bits)
         assert lift is not None
         code = tirx.shift_left(code, const(lift, "int32")) if lift else code
-        rounding = const(1 << (shift + lift - 1), "int64")
-        high = _high(tirx.Cast("int64", code) * factor + rounding)
-        return tirx.shift_right(high, const(shift + lift - 32, "int32"))
+        high = self.w.value("vitq_high", code, const(mult, "int32"))
+        total = high + const(1 << (shift + lift - 33), "int32")
+        return tirx.shift_right(total, const(shift + lift - 32, "int32"))
 
     # One row
 
@@ -275,9 +277,8 @@ class Finish:
         if self.narrow:
             if epilogue.lift:
                 value = tirx.shift_left(value, const(epilogue.lift, "int32"))
-            wide = tirx.Cast("int64", value) * tirx.Cast("int64", load(parts["mult"], i))
-            total = tirx.shift_right(_high(wide + load(parts["rounding"], i)),
-                                     load(parts["shift"], i))
+            high = self.w.value("vitq_high", value, load(parts["mult"], i))
+            total = tirx.shift_right(high + load(parts["rounding"], i), load(parts["shift"], i))
         else:
             bits = tirx.Cast("int64", load(parts["shift"], i))
             one = const(1, "int64")
@@ -299,11 +300,6 @@ class Finish:
         if not (packs and epilogue.qmin == info.min):
             total = tirx.max(total, const(epilogue.qmin, kind))
         return total
-
-
-def _high(wide: Any) -> Any:
-    """Return the high word of an int64."""
-    return tirx.Cast("int32", tirx.shift_right(wide, const(32, "int64")))
 
 
 def _cast(value: Any, dtype: str) -> Any:

@@ -34,6 +34,11 @@ class CudaDot(Dot):
         """Nothing is added: there are signed and unsigned forms."""
         return 0
 
+    @property
+    def least_shift(self) -> int:
+        """The rounding constant is added to the high word of the product."""
+        return 33
+
     def column_slot(self, column: Any) -> Any:
         """Return where a column stands in its block."""
         return column % 8 // 2 * 8 + column // 8 * 2 + column % 2

@@ -69,7 +69,8 @@ def linear_case(
     mult = rng.integers(-(2**31) + 1, 2**31, columns).astype("int32")
     shift = rng.integers(*shifts, columns).astype("int32")
     bound = int(np.abs(w.astype("int64")).sum(0).max()) * max(-low, high) + 10**5
-    fitted_mult, fitted_shift, flags = narrow_form(mult, shift, bound, zero_point)
+    fitted_mult, fitted_shift, flags = narrow_form(mult, shift, bound, zero_point,
+                                                    plan.dot.least_shift)
     qmin, qmax = clamp or CODES[out_dtype]
     epilogue = Epilogue() if kind == "acc" else Epilogue(
         kind, zero_point, qmin, qmax, out_dtype,
@@ -86,7 +87,7 @@ def linear_case(
     total = source.astype("int64") @ w.astype("int64") + bias
     if kind != "acc":
         inputs |= {"mult": pad_columns(fitted_mult, plan.nt, 0),
-                   "shift": pad_columns(fitted_shift, plan.nt, 32)}
+                   "shift": pad_columns(fitted_shift, plan.nt, plan.dot.least_shift)}
         total = rq(total, mult, shift)
     if kind == "requant_add":
         held = len(x) if gather == "both" else count
