@@ -85,7 +85,8 @@ class _Elements:
             w.store(total, joined, 0)
             return
         with w.loop("k", int(reduced[0].dom.extent)) as k:
-            self._reduce(total, stored, {**axes, reduced[0].var: cast(k, str(reduced[0].var.ty.dtype))}, reduced[1:])
+            at = cast(k, str(reduced[0].var.ty.dtype))
+            self._reduce(total, stored, {**axes, reduced[0].var: at}, reduced[1:])
 
     def _read(self, node: Any, code: Any) -> Any:
         indices = [index_of(code(index)) for index in node.indices]

@@ -62,7 +62,7 @@ class _FewRows:
                        for member, condition in zip(self.members, conditions, strict=True)]
         begins = [(const(end - count, "int32"), condition)
                   for end, count, condition in zip(ends, self.groups, conditions, strict=True)]
-        self.group = w.bind("group", w.block[0] - choose(begins, lambda begin: begin))
+        self.group = w.bind("group", w.block[0] - choose(w, begins, lambda begin: begin))
         places = [const(row, "int32") if self.source.table is None
                   else w.bind("place", load(self.source.table, row)) for row in range(self.rows)]
         self.places = [place * self.source.stride for place in places]
@@ -104,7 +104,7 @@ class _FewRows:
         slot = (self.group * self.steps + at) * GROUP + w.warp * 8 + self.slot
         codes = w.registers("weights", 4)
         w.call("vitq_load16", pointer(codes, 0),
-               choose(self.packed, lambda packed: pointer(packed, slot * CHUNK)))
+               choose(w, self.packed, lambda packed: pointer(packed, slot * CHUNK)))
         weights = [load(codes, i) for i in range(4)]
         if not all(self.signed):
             for word in weights:

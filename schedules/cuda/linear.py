@@ -81,7 +81,7 @@ class _Linears:
             w.bind("member", column_block < end) for end in ends[:-1]] + [None]
         begins = [(const(end - count, "int32"), condition)
                   for end, count, condition in zip(ends, self.blocks, self.conditions, strict=True)]
-        inner = column_block - choose(begins, lambda begin: begin)
+        inner = column_block - choose(w, begins, lambda begin: begin)
         self.first_group = w.bind("first_group", inner * (tile.bn // GROUP))
 
     def _place_lane(self) -> None:
@@ -134,7 +134,7 @@ class _Linears:
             each = min(tile.threads, tile.bn // 4)
             for begin in range(0, tile.bn // 4, each):
                 place = (begin + w.thread) * 4
-                source = choose(holders, lambda result, i=index, place=place: pointer(
+                source = choose(w, holders, lambda result, i=index, place=place: pointer(
                     result.parameters[i], self._column(result, place)))
                 target = pointer(self.columns, index * tile.bn + place)
                 left = min(each, tile.bn // 4 - begin)

@@ -139,8 +139,14 @@ class _Rows:
     # Passes
 
     def _row_stage(self, stage: Stage) -> None:
-        value = self._expressions(stage, None, {}).code(stage.value)
-        self.scalars[stage.buffer] = self.w.bind(stage.name, value)
+        self._keep(stage, self._expressions(stage, None, {}).code(stage.value))
+
+    def _keep(self, stage: Stage, value: Any) -> None:
+        """Keep a row's number. In a register array, for TVM would write out a bound value anew
+        wherever it is used, and a LayerNorm's chain of them would grow to a thousand times."""
+        held = self.w.registers(stage.name, 1, str(stage.buffer.dtype))
+        self.w.store(held, value, 0)
+        self.scalars[stage.buffer] = load(held, 0)
 
     def _pass(self, stages: list[Stage]) -> None:
         """Write one walk over the row's chunks."""
@@ -208,7 +214,8 @@ class _Rows:
         value = load(total, 0)
         dtype = str(stage.buffer.dtype)
         while by:
-            value = w.bind("part", value)
+            w.store(total, value, 0)
+            value = load(total, 0)
             other = self._shuffle(value, dtype, by)
             value = value + other if stage.kind == "Add" else tirx.max(value, other)
             by //= 2

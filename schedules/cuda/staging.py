@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import tirx
 
 from schedules.builder import const, load
@@ -167,7 +168,7 @@ class Weights:
             unit = slot % units
             valid = const(True, "bool") if whole else (
                 step + tirx.floordiv(unit, const(GROUP, "int32")) < self.steps)
-            source = choose(self.members, lambda packed, group=group, unit=unit: pointer(
+            source = choose(w, self.members, lambda packed, group=group, unit=unit: pointer(
                 packed.buffer, self._origin(packed, group, step, unit)))
             target = pointer(self.shared, stage * self.stage + slot * CHUNK)
             if self.total % tile.threads:
@@ -184,10 +185,13 @@ class Weights:
         return (at * self.steps + step) * (GROUP * CHUNK) + unit * CHUNK
 
 
-def choose(members: list[tuple[Any, Any]], value: Callable[[Any], Any]) -> Any:
+def choose(w: CudaWriter, members: list[tuple[Any, Any]], value: Callable[[Any], Any]) -> Any:
     """Return ``value`` of the member whose condition holds; the last one's needs none."""
     *others, (last, _) = members
     result = value(last)
     for member, condition in reversed(others):
-        result = tirx.Select(condition, value(member), result)
+        other = value(member)
+        # There is no choice of addresses in TIR.
+        result = (tirx.Select(condition, other, result) if isinstance(other.ty, tvm.ir.PrimType)
+                  else w.value("vitq_either", condition, other, result))
     return result

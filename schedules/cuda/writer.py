@@ -150,7 +150,9 @@ class CudaWriter(Writer):
         dtypes = {str(view.dtype) for view in self._views}
         dtype = dtypes.pop() if len(dtypes) == 1 else "uint8"
         length = self._shared_bytes * 8 // tvm.DataType(dtype).bits
-        arena = tirx.decl_buffer([length], dtype, self._fresh("arena"), scope="shared.dyn")
+        # Kernels of one text must not declare one name with two types.
+        name = self._fresh(f"arena_{dtype}")
+        arena = tirx.decl_buffer([length], dtype, name, scope="shared.dyn")
         return [tirx.AllocBuffer(arena),
                 *(tirx.DeclBuffer(view, data=arena.data) for view in self._views)]
 
