@@ -94,11 +94,20 @@ class Emulator:
     """
 
     def __init__(self, funcs: Mapping[str, tirx.PrimFunc], target: tvm.target.Target) -> None:
-        source, self._kernels = lower(funcs, target)
-        self._arguments = {name: list(func.params) for name, func in funcs.items()}
+        self._open(*lower(funcs, target), str(target.attrs["arch"]))
+
+    @classmethod
+    def of_source(cls, source: str, kernels: Mapping[str, Kernel], arch: str) -> Emulator:
+        """Return an emulator of kernels as :func:`schedules.cuda.lower.lower` gives them."""
+        emulator = cls.__new__(cls)
+        emulator._open(source, kernels, arch)
+        return emulator
+
+    def _open(self, source: str, kernels: Mapping[str, Kernel], arch: str) -> None:
+        self._kernels = dict(kernels)
         self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="vitq-emulate-")
-        self._text = _host_source(source, str(target.attrs["arch"]))
+        self._text = _host_source(source, arch)
         self._library = _compile(self._text, Path(self._folder.name))
         self._library.vitq_launch.restype = ctypes.c_int
 
@@ -121,13 +130,12 @@ class Emulator:
         EmulationError
             The kernel accesses memory that is not its own, waits for threads that do not come, …
         """
-        expected = self._arguments[name]
+        expected = self._kernels[name].arguments
         if len(arrays) != len(expected):
             raise ValueError(f"{name} takes {len(expected)} arrays, not {len(arrays)}")
         for array, buffer in zip(arrays, expected, strict=True):
-            shape = tuple(int(extent) for extent in buffer.shape)
-            if array.shape != shape or str(array.dtype) != str(buffer.dtype):
-                raise ValueError(f"{name}: {buffer.name} is {buffer.dtype} {shape}, "
+            if array.shape != buffer.shape or str(array.dtype) != buffer.dtype:
+                raise ValueError(f"{name}: {buffer.name} is {buffer.dtype} {buffer.shape}, "
                                  f"not {array.dtype} {array.shape}")
             if not array.flags.c_contiguous:
                 raise ValueError(f"{name}: {buffer.name} is not C-contiguous")
@@ -179,10 +187,10 @@ class Emulator:
                 return f"access {report.offset} bytes after shared memory {seen} ({where})"
             if report.argument < 0:
                 return f"access to memory that is no argument's {seen} ({where})"
-            buffer = self._arguments[name][kernel.parameters[report.argument]]
+            buffer = kernel.arguments[kernel.parameters[report.argument]]
             return f"access at byte {report.offset} of {buffer.name} {seen} ({where})"
         if report.problem == 5:
-            buffer = self._arguments[name][kernel.parameters[report.argument]]
+            buffer = kernel.arguments[kernel.parameters[report.argument]]
             return f"bytes before or after {buffer.name} were written"
         what = {3: "address is not aligned", 4: "address is not in shared memory",
                 6: "fewer than 32 threads", 7: "selector beyond 7 after"}[report.problem]

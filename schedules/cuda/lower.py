@@ -11,15 +11,24 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-__all__ = ["Kernel", "cuda_source", "lower"]
+__all__ = ["Argument", "Kernel", "cuda_source", "lower"]
 
 _COMPILE = "tvm_callback_cuda_compile"
 """The function that TVM calls with CUDA C++ text for machine code."""
 
 
 @dataclass(frozen=True)
+class Argument:
+    """One parameter of a PrimFunc: a tensor's name, dtype and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Kernel:
-    """One launch.
+    """One launch; :meth:`of_json` reads what ``dataclasses.asdict`` made.
 
     Parameters
     ----------
@@ -33,6 +42,8 @@ class Kernel:
         Threads of a block along x.
     shared_bytes
         Dynamic shared memory.
+    arguments
+        The PrimFunc's parameters, in its order.
     """
 
     name: str
@@ -40,6 +51,16 @@ class Kernel:
     grid: tuple[int, int, int]
     threads: int
     shared_bytes: int
+    arguments: tuple[Argument, ...] = ()
+
+    @staticmethod
+    def of_json(fields: Mapping[str, Any]) -> Kernel:
+        """Return a kernel of its fields."""
+        arguments = tuple(Argument(a["name"], a["dtype"], tuple(a["shape"]))
+                          for a in fields["arguments"])
+        x, y, z = fields["grid"]
+        return Kernel(fields["name"], tuple(fields["parameters"]), (x, y, z), fields["threads"],
+                      fields["shared_bytes"], arguments)
 
 
 @contextmanager
@@ -110,8 +131,11 @@ def _kernel(name: str, func: tirx.PrimFunc, lowered: Mapping[str, tirx.PrimFunc]
     grid = tuple(extents.get(f"blockIdx.{axis}", 1) for axis in "xyz")
     if any(extents.get(f"threadIdx.{axis}", 1) != 1 for axis in "yz"):
         raise ValueError(f"{name} has threads along more than x")
+    arguments = tuple(Argument(str(param.name), str(param.dtype),
+                               tuple(int(extent) for extent in param.shape))
+                      for param in func.params)
     return Kernel(kernel, order, (grid[0], grid[1], grid[2]), extents.get("threadIdx.x", 1),
-                  sum(shared))
+                  sum(shared), arguments)
 
 
 def _launch(statement: Any, extents: dict[str, int], shared: list[int]) -> None:
