@@ -156,7 +156,7 @@ def test_command_line(folder: Path, tmp_path: Path) -> None:
     again = run(folder, "--stages", "check", "--out", out)
     assert again.returncode == 0 and "[1/1]" not in again.stdout
     wrong = run(folder, "--models", "none")
-    assert wrong.returncode == 2 and wrong.stderr == "error: unknown: none\n"
+    assert wrong.returncode == 2 and wrong.stderr == "error: no model none; there are mini\n"
 
 
 def test_runtime_says_what_is_wrong(folder: Path) -> None:

@@ -23,10 +23,6 @@ __all__ = ["main"]
 _HERE = Path(__file__).resolve().parent.parent
 
 
-def _list(text: str) -> list[str]:
-    return [part for part in text.replace(",", " ").split() if part]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m runner", description=__doc__)
     parser.add_argument("verb", nargs="?", default="run", choices=("run", "check", "table", "work"),
@@ -36,11 +32,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("results.json"),
                         help="results; a file that is there is gone on with")  # fmt: skip
     parser.add_argument("--budget", type=float, default=540, help="seconds [540]")
-    parser.add_argument("--stages", type=_list, default=[s for s in STAGES if s != "sanitize"],
+    usual = [stage for stage in STAGES if stage != "sanitize"]
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=usual, metavar="STAGE",
                         help=f"of {', '.join(STAGES)} [all but sanitize]")  # fmt: skip
-    parser.add_argument("--models", type=_list, help="names in bundle.json [all]")
-    parser.add_argument("--batches", type=_list, help="[all]")
-    parser.add_argument("--sanitize", type=_list, nargs="?", const=list(TOOLS), default=[],
+    parser.add_argument("--models", nargs="+", help="names in bundle.json [all]")
+    parser.add_argument("--batches", nargs="+", type=int, help="[all]")
+    parser.add_argument("--sanitize", nargs="*", choices=TOOLS, metavar="TOOL",
                         help="run compute-sanitizer's tools, too [all four]")  # fmt: skip
     parser.add_argument("--retry", action="store_true", help="do failed tasks again")
     parser.add_argument("--inputs", type=int, help="for check: how many derived inputs [all]")
@@ -61,23 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n\n".join(tables(document) for document in documents))
             return 0
         return _run(options, given)
-    except (OSError, ValueError, KeyError, RuntimeFailure) as why:
-        words = f"no {why} in the bundle" if isinstance(why, KeyError) else str(why)
-        print(f"error: {words}", file=sys.stderr)
+    except (OSError, ValueError, RuntimeFailure) as why:
+        print(f"error: {why}", file=sys.stderr)
         return 2
 
 
 def _run(options: argparse.Namespace, given: list[str]) -> int:
     bundle = Bundle(options.bundle)
-    batches = None if options.batches is None else [int(b) for b in options.batches]
-    unknown = set(options.models or ()) - set(bundle.models)
-    unknown |= set(options.stages) - set(STAGES) | set(options.sanitize) - set(TOOLS)
+    unknown = sorted(set(options.models or ()) - set(bundle.models))
     if unknown:
-        raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+        raise ValueError(f"no model {', '.join(unknown)}; there are {', '.join(bundle.models)}")
     if options.verb == "check":
-        return _check(options, bundle, batches)
-    stages = [*options.stages, *(["sanitize"] if options.sanitize else [])]
-    todo = tasks(bundle, stages, options.models, batches, options.sanitize or TOOLS)
+        return _check(options, bundle)
+    stages = [*options.stages, *(["sanitize"] if options.sanitize is not None else [])]
+    tools = options.sanitize or TOOLS
+    todo = tasks(bundle, stages, options.models, options.batches, tools)
     if options.verb == "work":
         return work(bundle, todo, options.out, bundle.device, options.deadline,
                     lambda task: _note(options.current, task))  # fmt: skip
@@ -97,10 +92,10 @@ def _note(path: Path, task: Task) -> None:
     path.write_text(f"{task.key} {time.time()}", encoding="utf-8")
 
 
-def _check(options: argparse.Namespace, bundle: Bundle, batches: list[int] | None) -> int:
+def _check(options: argparse.Namespace, bundle: Bundle) -> int:
     runtime = Runtime(bundle.folder / "lib", bundle.device)
     equal = True
-    for task in tasks(bundle, ["check"], options.models, batches):
+    for task in tasks(bundle, ["check"], options.models, options.batches):
         found = check(bundle, task.model, task.batch, runtime, options.inputs,
                       options.replays)  # fmt: skip
         equal &= found["equal"]

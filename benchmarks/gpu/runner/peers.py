@@ -154,11 +154,17 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale * step)
         self.register_buffer("bias", linear.bias)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Int8Linear:
+        """Leave the scales in float32, whatever the model is cast to: sums exceed float16."""
+        scale = self.scale
+        super()._apply(fn, recurse)
+        self.scale = scale.to(self.codes.device)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """Quantize, multiply, scale back."""
         q = (x * self.inverse).round().clamp(-128, 127).to(torch.int8)
-        y = torch._int_mm(q.reshape(-1, q.shape[-1]), self.codes.t())
-        y = y * self.scale
+        y = torch._int_mm(q.reshape(-1, q.shape[-1]), self.codes.t()) * self.scale
         if self.bias is not None:
             y = y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], -1)
