@@ -37,11 +37,21 @@ def rows_task(func: tirx.PrimFunc, local: int) -> Task:
     """
     *outer, columns = (int(extent) for extent in func.params[-1].shape)
     dtypes = f"{func.params[0].dtype}→{func.params[-1].dtype}"
-    # Layers differ in constants (clamps, shifts) that change no schedule.
-    loops = hashlib.sha256(re.sub(r"\d+", "#", func.script()).encode()).hexdigest()[:8]
+    loops = hashlib.sha256(_loops(func).encode()).hexdigest()[:8]
     op = str(func.attrs["vitq.op"]).removeprefix("vitq.") if "vitq.op" in func.attrs else "rows"
     return Task.of("rows", op=op, shape=[product(outer), columns], dtypes=dtypes, local=local,
                    loops=loops)
+
+
+def _loops(func: tirx.PrimFunc) -> str:
+    """Return the text of a PrimFunc without what changes no schedule.
+
+    That is what layers differ in: constants (clamps, shifts), names of parameters, attributes.
+    """
+    text = "\n".join(line for line in func.script().splitlines() if "T.func_attr" not in line)
+    for number, buffer in enumerate(func.params):
+        text = re.sub(rf"\b{re.escape(buffer.name)}\b", "p" * (number + 1), text)
+    return re.sub(r"\d+", "#", text)
 
 
 def default_rows(isa: ISA, rows: int, columns: int, local: int) -> Point:
