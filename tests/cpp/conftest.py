@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -39,10 +39,10 @@ def quiet(*command: object, **options: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _build(folder: Path, *options: str) -> None:
+def _build(folder: Path, *options: str, only: Sequence[str] = ()) -> None:
     quiet("cmake", "-S", PROJECT, "-B", folder, f"-DVITQ_PYTHON={sys.executable}",
           f"-DVITQ_PROGRAM={PROGRAM}", *options, cwd=str(ROOT))  # fmt: skip
-    quiet("cmake", "--build", folder)
+    quiet("cmake", "--build", folder, *(("--target", *only) if only else ()))
 
 
 @pytest.fixture(scope="session")
@@ -55,12 +55,13 @@ def _tools() -> None:
 @pytest.fixture(scope="session")
 def release(build_once: Build, _tools: None) -> Path:
     """Return the folder of ``vitq_classify`` and ``vitq_program``, as a user builds them."""
-    return build_once("cpp_release", lambda f: _build(f, "-DCMAKE_BUILD_TYPE=Release"))
+    only = ("vitq_classify", "vitq_program")
+    return build_once("cpp_release", lambda f: _build(f, "-DCMAKE_BUILD_TYPE=Release", only=only))
 
 
 @pytest.fixture(scope="session")
 def sanitized(build_once: Build, _tools: None) -> Path:
-    """Return the folder of the same, built with the address and undefined-behaviour sanitizers."""
+    """Return the folder of all programs, with the address and undefined-behaviour sanitizers."""
     options = ("-DCMAKE_BUILD_TYPE=Debug", "-DVITQ_SANITIZE=ON")
     return build_once("cpp_sanitized", lambda f: _build(f, *options))
 

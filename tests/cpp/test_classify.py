@@ -108,6 +108,7 @@ def test_what_is_wrong_is_one_line(
     cases = {
         "usage:": [],
         "--top takes a number": [toy, "--top", "0"],
+        "--threads takes a number from 1 to 1024": [toy, "--threads", "1025"],
         "unknown option --colour": [toy, "--colour"],
         "No such file": [toy, "absent.png"],
         "neither JPEG nor PNG": [toy, toy],

@@ -33,8 +33,10 @@ vitq::Result<Arguments> Parse(int argc, char** argv) {
     if (word == "--top" || word == "--threads") {
       char* end = nullptr;
       long value = i + 1 < argc ? std::strtol(argv[i + 1], &end, 10) : 0;
-      if (end == nullptr || *end != '\0' || value < 1 || value > 1000000)
-        return vitq::Error{vitq::Code::kWrongInput, word + " takes a number of at least 1"};
+      const long most = word == "--top" ? 1000000 : vitq::kMostThreads;
+      if (end == nullptr || *end != '\0' || value < 1 || value > most)
+        return vitq::Error{vitq::Code::kWrongInput,
+                           word + " takes a number from 1 to " + std::to_string(most)};
       (word == "--top" ? found.top : found.threads) = static_cast<int>(value);
       ++i;
     } else if (word == "--json") {

@@ -32,6 +32,8 @@
 
 namespace vitq {
 
+inline constexpr int kMostThreads = 1024;
+
 struct Options {
   // Threads of the kernels that this process starts; 0 leaves TVM's choice (TVM_NUM_THREADS, else
   // the number of cores). TVM keeps one pool for each thread that calls Run, made at its first
@@ -150,8 +152,9 @@ inline tvm::ffi::Module Model::Start(const tvm::ffi::Module& library) {
 inline Result<Model> Model::Open(const std::string& path, const Options& options) {
   return detail::Guarded(path.c_str(), [&]() -> Result<Model> {
     if (Status status = detail::CheckFile(path); !status) return status.error();
-    if (options.threads < 0)
-      return Error{Code::kWrongInput, "the number of threads must not be negative"};
+    if (options.threads < 0 || options.threads > kMostThreads)
+      return Error{Code::kWrongInput,
+                   "the number of threads must be from 0 to " + std::to_string(kMostThreads)};
     // dlopen looks for a bare name in the system's folders.
     std::unique_ptr<char, decltype(&std::free)> full(realpath(path.c_str(), nullptr), &std::free);
     if (!full) return Error{Code::kCannotRead, "cannot read " + path};
@@ -271,10 +274,11 @@ inline std::vector<Guess> Model::Top(const float* logits, size_t count) const {
   double sum = 0;
   for (size_t i = 0; i < total; ++i) sum += std::exp(double{logits[i]} - logits[order[0]]);
   std::vector<Guess> guesses;
+  const int64_t labels = static_cast<int64_t>(metadata().labels.size());
   for (size_t i = 0; i < std::min(count, total); ++i) {
     int64_t index = order[i];
-    guesses.push_back({index, metadata().labels.empty() ? "" : metadata().labels[index],
-                       logits[index], std::exp(double{logits[index]} - logits[order[0]]) / sum});
+    guesses.push_back({index, index < labels ? metadata().labels[index] : "", logits[index],
+                       std::exp(double{logits[index]} - logits[order[0]]) / sum});
   }
   return guesses;
 }

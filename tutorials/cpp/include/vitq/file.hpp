@@ -73,6 +73,7 @@ inline bool HasOurSymbols(File& file, const std::vector<Elf64_Shdr>& sections) {
   for (const Elf64_Shdr& section : sections) {
     if (section.sh_type != SHT_DYNSYM || section.sh_link >= sections.size()) continue;
     const Elf64_Shdr& names = sections[section.sh_link];
+    if (!file.Holds(names.sh_offset, names.sh_size)) return false;
     std::string strings(names.sh_size, '\0');
     std::vector<Elf64_Sym> symbols(section.sh_size / sizeof(Elf64_Sym));
     if (!file.Read(names.sh_offset, &strings[0], strings.size()) ||
