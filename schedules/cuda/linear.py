@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import tirx
 
 from schedules.apply import gemm_spec
@@ -32,7 +33,7 @@ from .intrinsics import GROUP
 from .member import Member
 from .staging import CHUNK, Packed, Rows, Weights, choose, swizzle
 from .tail import Tail
-from .tile import CudaTile, default_tile
+from .tile import SHARED, SPARE, CudaTile, default_tile
 from .writer import CudaWriter, pointer
 
 __all__ = ["linears", "packed_linear"]
@@ -298,7 +299,7 @@ def packed_linear(
         Attributes of the new PrimFunc.
     tile
         How it is cut; None: by the default rule, by which a matmul of up to four rows takes no
-        tensor cores.
+        tensor cores, and which looks at the shared memory of the current target, if there is one.
     """
     return _build([Member(params, spec)], params, attrs, tile)
 
@@ -365,6 +366,10 @@ def _build(
     if tile is None and takes_few_rows(members):
         return few_rows(members, params, attrs)
     size = int(np.dtype(str(first.x.dtype)).itemsize)
+    target = tvm.target.Target.current(allow_none=True)
+    room = target.attrs.get("max_shared_memory_per_block", None) if target is not None else None
     tile = tile or default_tile(first.rows, [member.columns for member in members],
-                                int(first.weights.shape[1]) * 16, size)
+                                int(first.weights.shape[1]) * 16, size,
+                                any(member.tail is not None for member in members),
+                                max(SHARED, int(room or 0) - SPARE))
     return _Linears(members, tile).build(params, attrs)

@@ -68,11 +68,12 @@ class Tail:
                 inner = any(loads_of(index) for index in node.indices)
                 if inner or used - {stage.axes[-1]}:
                     continue
+                key = _key(node)
                 if not used:
-                    if node not in self.fixed:
-                        self.fixed[node] = w.bind("fixed", load(flat, self._place(node, {})))
-                elif node not in self.by_column:
-                    self.by_column[node] = [
+                    if key not in self.fixed:
+                        self.fixed[key] = w.bind("fixed", load(flat, self._place(node, {})))
+                elif key not in self.by_column:
+                    self.by_column[key] = [
                         w.bind("column", load(flat, self._place(node, {stage.axes[-1]: at})))
                         for at in self.at]
 
@@ -114,10 +115,10 @@ class Tail:
                 if node.source in self.stages:
                     return value_of(self.stages[node.source])
                 dtype = str(node.source.dtype)
-                if node in self.fixed:
-                    return element(self.fixed[node], dtype)
-                if node in self.by_column:
-                    return element(self.by_column[node][i], dtype)
+                if _key(node) in self.fixed:
+                    return element(self.fixed[_key(node)], dtype)
+                if _key(node) in self.by_column:
+                    return element(self.by_column[_key(node)][i], dtype)
                 places = [translator.value(index).to("int32") if loads_of(index)
                           else Expressions(None, axes, lambda inner, _: inner).code(index)
                           for index in node.indices]
@@ -140,10 +141,10 @@ class Tail:
                     return code if dtype == "int32" else tirx.Cast(dtype, code)
                 if node.source in self.stages:
                     return value_of(self.stages[node.source])
-                if node in self.fixed:
-                    return self.fixed[node]
-                if node in self.by_column:
-                    return self.by_column[node][i]
+                if _key(node) in self.fixed:
+                    return self.fixed[_key(node)]
+                if _key(node) in self.by_column:
+                    return self.by_column[_key(node)][i]
                 place = _flat_index(node.source, [rebuild(index) for index in node.indices])
                 return load(self.buffers[node.source], place)
 
@@ -153,12 +154,17 @@ class Tail:
         return value if self.dtype == "int32" else tirx.Cast("int32", value)
 
 
+def _key(node: Any) -> tuple[Any, str]:
+    """Return the same for equal loads: TIR made of TE repeats what a name stood for."""
+    return node.source, str(list(node.indices))
+
+
 def _variables(indices: Sequence[Any], axes: Mapping[Any, Any]) -> set[Any]:
     """Return which of the axes some expressions hold."""
     found: set[Any] = set()
 
     def visit(node: Any) -> None:
-        if node in axes:
+        if isinstance(node, tirx.Var) and node in axes:
             found.add(node)
 
     for index in indices:

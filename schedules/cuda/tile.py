@@ -2,8 +2,9 @@
 
 A block computes ``bm x bn`` results with ``warps_m x warps_n`` warps; a step of its pipeline takes
 ``bk`` channels, and ``stages`` steps lie in shared memory. :func:`predicted` is the model behind
-the rule, in cycles: a warp's step of 32 channels takes ``mma`` instructions on its tensor core and
-``ldmatrix`` instructions on the multiprocessor's one path to shared memory; blocks run in rounds.
+the rule, in cycles. A multiprocessor is as slow as the slowest of its tensor cores, its path to
+shared memory (``ldmatrix``), its share of the second-level cache's bandwidth and, for the epilogue,
+its schedulers; but a lone block lasts as long as its dependent steps. Blocks run in rounds.
 """
 
 from __future__ import annotations
@@ -13,13 +14,20 @@ from dataclasses import dataclass
 
 __all__ = ["CHOICES", "CudaTile", "default_tile", "predicted"]
 
+MOST_OUTPUTS = 64
+"""Results of a thread before a tail: each takes dozens of instructions, which must be fetched."""
 SMS = 132
 """Multiprocessors of the device that the default rule is for."""
-SHARED, BLOCK_SHARED = 200 * 1024, 63 * 1024
-"""Bytes of shared memory of a multiprocessor there, and of a block on every architecture."""
+SHARED = 63 << 10
+"""Bytes of shared memory that a block may have everywhere, with some to spare."""
+SPARE = 8 << 10
 REGISTERS = 65536
 _MMA, _LDMATRIX = 6.4, 4.0
 """Cycles of one ``mma`` on a tensor core, of one ``ldmatrix`` of 4 matrices on shared memory."""
+_CACHE, _CACHE_ALONE = 28.0, 48.0
+"""Bytes a cycle from the second-level cache for each multiprocessor, if all ask and if few do."""
+_EPILOGUE, _TAIL = 8.0, 44.0
+"""Instructions of the epilogue of one result."""
 _STEP, _FIXED = 60.0, 1500.0
 """Cycles that a lone warp waits in a step of 32 channels; before the first and after the last."""
 
@@ -79,15 +87,17 @@ class CudaTile:
 
 
 CHOICES = (
-    (128, 128, 2, 2), (128, 64, 2, 2), (128, 64, 4, 1), (64, 128, 2, 2),
-    (128, 96, 4, 1), (64, 96, 2, 1), (64, 96, 4, 1), (64, 64, 2, 2), (64, 64, 4, 1),
-    (64, 32, 4, 1), (32, 64, 2, 2), (32, 32, 2, 1), (16, 64, 1, 2), (16, 32, 1, 1),
+    (256, 128, 4, 2), (128, 128, 2, 2), (128, 128, 4, 2), (128, 64, 2, 2), (128, 64, 4, 1),
+    (64, 128, 2, 2), (128, 96, 4, 1), (64, 96, 2, 1), (64, 96, 4, 1), (64, 64, 2, 2),
+    (64, 64, 4, 1), (64, 32, 4, 1), (32, 64, 2, 2), (32, 32, 2, 1), (16, 64, 1, 2),
+    (16, 32, 1, 1),
 )
 """(bm, bn, warps_m, warps_n) that the rule chooses among."""
 
 
 def predicted(
-    tile: CudaTile, rows: int, columns: Sequence[int], depth: int, itemsize: int
+    tile: CudaTile, rows: int, columns: Sequence[int], depth: int, itemsize: int,
+    tail: bool = False, shared: int = SHARED,
 ) -> float:
     """Return the predicted cycles of a kernel.
 
@@ -99,28 +109,47 @@ def predicted(
         M, the N of each member, K.
     itemsize
         Bytes of an activation code: two are multiplied as two planes.
+    tail
+        Whether an elementwise operator follows.
+    shared
+        Bytes of shared memory of a multiprocessor, roughly those of a block.
     """
     blocks = -(-rows // tile.bm) * sum(-(-n // tile.bn) for n in columns)
     warps = tile.warps_m * tile.warps_n
-    resident = min(SHARED // (tile.shared_bytes(itemsize) + 1024),
-                   REGISTERS // (tile.threads * tile.registers(itemsize)), 2048 // tile.threads)
+    resident = max(1, min(shared // (tile.shared_bytes(itemsize) + 1024),
+                          REGISTERS // (tile.threads * tile.registers(itemsize)),
+                          2048 // tile.threads))
     slices = -(-depth // 32)
     mma = tile.mt * tile.groups * 4 * itemsize
     ldmatrix = tile.mt * itemsize + 2 * tile.groups
+    moved = (tile.bm * itemsize + tile.bn) * depth + 4 * tile.bm * tile.bn
+    finish = tile.bm * tile.bn * (_TAIL if tail else _EPILOGUE) / 128
     # What a block takes of its multiprocessor, and how long it lasts alone.
-    work = slices * warps * max(mma * _MMA / 4, ldmatrix * _LDMATRIX)
-    alone = _FIXED + slices * (_STEP + mma * _MMA * -(-warps // 4))
-    rounds = -(-blocks // (SMS * max(resident, 1)))
-    return max(-(-blocks // SMS) * work + _FIXED, rounds * alone)
+    work = max(slices * warps * max(mma * _MMA / 4, ldmatrix * _LDMATRIX), moved / _CACHE)
+    steps = slices * (_STEP + mma * _MMA * -(-warps // 4))
+    alone = _FIXED + max(steps, moved / _CACHE_ALONE) + finish * max(1.0, 8 / warps)
+    each = -(-blocks // SMS)
+    return max(each * (work + finish / resident) + _FIXED, -(-each // resident) * alone)
 
 
-def default_tile(rows: int, columns: Sequence[int], depth: int, itemsize: int) -> CudaTile:
-    """Return the tile that is used where nothing says better; see :func:`predicted`."""
+def default_tile(
+    rows: int, columns: Sequence[int], depth: int, itemsize: int, tail: bool = False,
+    shared: int = SHARED,
+) -> CudaTile:
+    """Return the tile that is used where nothing says better; see :func:`predicted`.
+
+    ``tail`` says whether an elementwise operator follows; ``shared``, how many bytes of shared
+    memory a block may have.
+    """
     found = []
     for bm, bn, warps_m, warps_n in CHOICES:
         tile = CudaTile(bm, bn, 64, warps_m, warps_n, 4)
-        while tile.shared_bytes(itemsize) > BLOCK_SHARED and tile.stages > 2:
+        while tile.shared_bytes(itemsize) > shared and tile.stages > 2:
             tile = CudaTile(bm, bn, 64, warps_m, warps_n, tile.stages - 1)
-        if tile.shared_bytes(itemsize) <= BLOCK_SHARED and tile.registers(itemsize) <= 250:
+        outputs = bm * bn // tile.threads
+        enough = tile.stages >= 3 or depth <= tile.bk * tile.stages
+        if (tile.shared_bytes(itemsize) <= shared and tile.registers(itemsize) <= 250 and enough
+                and not (tail and outputs > MOST_OUTPUTS)):
             found.append(tile)
-    return min(found, key=lambda tile: predicted(tile, rows, columns, depth, itemsize))
+    return min(found, key=lambda tile: predicted(
+        tile, rows, columns, depth, itemsize, tail, shared))
