@@ -47,7 +47,7 @@ def test_one_killed_and_one_hung(tiny: Path, program: Path, tmp_path: Path) -> N
             assert time.monotonic() < end
             time.sleep(0.1)
         job = TuneJob(
-            load_quantized(tiny), "native", tmp_path / "records", Limits(60, batch=3),
+            load_quantized(tiny), "native", tmp_path / "records", Limits(60, batch=2),
             open_session=lambda: connect_tracker(farm.address, KEY, timeout=3, connect_timeout=2),
             boards=4)  # fmt: skip
         tuning = job.prepare()
@@ -69,13 +69,14 @@ def test_one_killed_and_one_hung(tiny: Path, program: Path, tmp_path: Path) -> N
     rejected = sum(task["rejected"] for task in document["tasks"])
     assert len(trials) == 60 - rejected and max(Counter(trials).values()) == 1
     assert rejected == 0
+    assert all(task["tuned"] for task in document["tasks"])
     notes = " ".join(document["notes"])
     assert "no answer within 3 s" in notes and ("lost" in notes or "ended" in notes), notes
 
 
 def test_a_board_that_fails_again_is_left_out(program: Path, tmp_path: Path) -> None:
     with native_server(program, tmp_path / "s", KEY) as server:
-        boards = Boards(lambda: connect(server.address, KEY), patience=1)
+        boards = Boards(lambda: connect(server.address, KEY, connect_timeout=0.3), patience=1)
         boards.runner().close()
         for _ in range(2):
             assert boards.left_out == []

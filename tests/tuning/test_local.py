@@ -100,7 +100,7 @@ def test_a_crash_and_a_hang_end_one_comparison_only(
     process = runner._child._process
     assert process is not None
     threading.Timer(0.2, process.kill).start()
-    with pytest.raises((KernelFault, RunnerFault), match="SIGKILL|has ended"):
+    with pytest.raises((KernelFault, RunnerFault), match=r"SIGKILL|has ended"):
         for _ in range(1000):
             runner.compare(job, base, other, 200)
 

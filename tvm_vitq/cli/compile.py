@@ -83,19 +83,21 @@ def command(
         str,
         typer.Option(
             "--target",
-            help="native, aarch64, aarch64+dotprod, aarch64+i8mm, or a processor name such as "
-            "x86-64-v3 or cortex-a76.",
+            help="native, aarch64, aarch64+dotprod, aarch64+i8mm, a processor name such as "
+            "x86-64-v3 or cortex-a76, or a GPU's: cuda, sm_75 ... sm_90.",
         ),
     ] = "native",
     verify_with: Annotated[
         str | None,
-        typer.Option("--verify-with", help="Emulator for the target's code, as qemu-aarch64."),
+        typer.Option("--verify-with",
+                     help="Emulator for the target's code: qemu-aarch64, ...; emulator for a "
+                     "GPU's."),
     ] = None,
     records: Annotated[
         Path | None,
         typer.Option("--records", help="Folder of tuning records to use before the package's; "
                      "none for the default rules alone."),
-    ] = None,  # fmt: skip
+    ] = None,
     save_quantized: Annotated[
         Path | None, typer.Option("--save-quantized", help="Also save the quantized module.")
     ] = None,

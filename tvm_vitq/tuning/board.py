@@ -86,7 +86,6 @@ class Boards:
                     continue
                 if session.where in self.left_out:
                     refused.append(session)
-                    why = f"{session.where} failed {FAULTS} times"
                     continue
                 try:
                     session.set_threads(self._threads)
@@ -99,7 +98,8 @@ class Boards:
         finally:
             for session in refused:
                 session.close()
-        raise RunnerFault(why)
+        raise RunnerFault("; ".join([why, *(f"{where} failed {FAULTS} times, so it is left out"
+                                            for where in self.left_out)]))
 
 
 class BoardRunner:
