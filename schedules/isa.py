@@ -131,7 +131,7 @@ def architecture_of(target: tvm.target.Target) -> str:
 def isa_for(target: tvm.target.Target) -> ISA:
     """Return the best instruction set that kernels exist for and ``target`` has."""
     if target.kind.name != "llvm":
-        return GENERIC
+        return CUDA if target.kind.name == "cuda" else GENERIC
     has_feature = tvm_ffi.get_global_func("target.target_has_feature")
     for isa in _PREFERENCE.get(architecture_of(target), ()):
         if all(has_feature(feature, target) for feature in isa.features):

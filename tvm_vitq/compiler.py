@@ -16,6 +16,7 @@ import numpy as np
 from relay_passes.errors import VitqError
 from schedules.host import host_architecture
 from tvm_vitq.artifact.foreign import ForeignArtifact, not_replayed
+from tvm_vitq.artifact.gpu import is_gpu, reason_not_here
 from tvm_vitq.artifact.load import Artifact, load, missing_features
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def resolve(name: str | Any) -> tuple[str, Any]:
 
     if isinstance(name, tvm.target.Target):
         target = name
-        if target.kind.name != "llvm":
+        if target.kind.name not in ("llvm", "cuda"):
             raise VitqError(
-                f"target {target.kind.name!r} is not supported; use an llvm (CPU) target"
+                f"target {target.kind.name!r} is not supported; use an llvm (CPU) or cuda target"
             )
     else:
         try:
@@ -70,7 +71,7 @@ def foreign(description: dict[str, Any]) -> str:
     missing = missing_features(description["features"])
     if missing:
         return f"the code needs {', '.join(missing)}, which this processor lacks"
-    return ""
+    return reason_not_here(description) if is_gpu(description) else ""
 
 
 class _EnoughError(Exception):
@@ -177,7 +178,8 @@ def compile_module(
         Module in quantize/dequantize form: what ``tvm_vitq.quantize`` returned or saved.
     target
         ``"native"``, ``"aarch64"``, ``"aarch64+dotprod"``, ``"aarch64+i8mm"``, a processor name of
-        LLVM's (``"x86-64-v3"``, ``"cortex-a76"``, …) or a ``tvm.target.Target``.
+        LLVM's (``"x86-64-v3"``, ``"cortex-a76"``, …), ``"cuda"`` or a GPU's architecture
+        (``"sm_75"`` … ``"sm_90"``), or a ``tvm.target.Target``.
     output
         The file to write, usually ``….so``. It is replaced only when everything has succeeded.
     golden
@@ -190,7 +192,8 @@ def compile_module(
     phase
         Called with a phase's name, returns the context that the phase runs in (for progress).
     verify_with
-        Emulator that runs the target's code here, for example ``"qemu-aarch64"``.
+        Emulator that runs the target's code here, for example ``"qemu-aarch64"``; ``"emulator"``
+        for a GPU's kernels.
     reference
         The same quantized network for a smaller batch. The reference interpreter, which takes time
         in proportion to the batch, then runs this one.
@@ -224,7 +227,7 @@ def compile_module(
     output = check_output(output)
     name, tvm_target = resolve(target)
     if verify_with is not None:
-        find_emulator(verify_with)
+        find_emulator(verify_with, tvm_target.kind.name == "cuda")
     if dump_ir is not None and Path(dump_ir).exists() and not Path(dump_ir).is_dir():
         raise VitqError(f"cannot write the IR to {dump_ir}: it is a file; name a folder")
 
@@ -234,6 +237,8 @@ def compile_module(
     from relay_passes.split_boundary import SplitBoundary
     from schedules.isa import isa_for
     from tvm_vitq.artifact.build import export
+    from tvm_vitq.artifact.gpu_build import compile_gpu
+    from tvm_vitq.artifact.gpu_kernels import Launches, describe_gpu_kernels
     from tvm_vitq.artifact.kernels import MatmulPlans, describe_kernels
     from tvm_vitq.artifact.metadata import analyse, describe, describe_target
     from tvm_vitq.records import describe_schedules, open_schedules
@@ -257,15 +262,20 @@ def compile_module(
         logits = reference_logits(split, codes, batch)
     with atomic_output(output) as draft:
         with during("build"), tvm_target:
-            plans = MatmulPlans()
-            with tvm.transform.PassContext(instruments=[plans]):
+            plans, launches, gpu = MatmulPlans(), Launches(), None
+            with tvm.transform.PassContext(instruments=[plans, launches]):
                 passes = build_passes(isa_for(tvm_target), schedules)
                 kernels = tvm.transform.Sequential(passes)(integer)
             metadata["schedules"] = describe_schedules(schedules)
-            metadata["kernels"] = describe_kernels(kernels, plans.plans)
+            if is_gpu(description):
+                gpu = compile_gpu(kernels, tvm_target)
+                metadata["kernels"] = describe_gpu_kernels(kernels, gpu.build.resources)
+                metadata["gpu"] = {"launches": launches.counts, "float_boundary": gpu.boundary}
+            else:
+                metadata["kernels"] = describe_kernels(kernels, plans.plans)
             if dump_ir is not None:
                 (Path(dump_ir) / "4_kernels.py").write_text(kernels.script())
-            export(kernels, tvm_target, draft, metadata, bounds, codes, logits)
+            export(kernels, tvm_target, draft, metadata, bounds, codes, logits, gpu)
         with during("compare with the reference"):
             if verify_with is not None:
                 result = emulated_verify(draft, verify_with)

@@ -148,9 +148,9 @@ class CompileJob:
         from tvm_vitq.compiler import compile_module, resolve
         from tvm_vitq.evaluate import read_names
 
-        resolve(self.target)
+        _, target = resolve(self.target)
         if self.verify_with is not None:
-            find_emulator(self.verify_with)
+            find_emulator(self.verify_with, target.kind.name == "cuda")
         labels = read_names(self.labels) if self.labels is not None else None
         if self.threads is not None:
             from tvm_vitq.artifact.load import set_threads

@@ -47,12 +47,17 @@ class CudaBuild:
         self.source = ""
         self.resources: dict[str, Resources] = {}
         self._arch = arch
+        self._binary = b""
 
     def compile(self, source: str) -> bytes:
-        """Return the machine code of CUDA C++ text; errors as of :func:`compile_cuda`."""
-        binary, self.resources = compile_cuda(source, self._arch)
-        self.source = source
-        return binary
+        """Return the machine code of CUDA C++ text; errors as of :func:`compile_cuda`.
+
+        The text compiled last is not compiled again.
+        """
+        if source != self.source:
+            self._binary, self.resources = compile_cuda(source, self._arch)
+            self.source = source
+        return self._binary
 
     def pack(self, module: Any, is_system_lib: bool, prefix: str, workspace: str) -> str:
         """Write a library's imported modules as a C++ compiler's input; see ``export_library``.
@@ -77,9 +82,19 @@ class CudaBuild:
 
 
 @contextmanager
-def cuda_build(target: tvm.target.Target) -> Iterator[CudaBuild]:
-    """Build CUDA code as this module's docstring says; other targets are not touched by it."""
-    build = CudaBuild(str(target.attrs["arch"]))
+def cuda_build(
+    target: tvm.target.Target, build: CudaBuild | None = None
+) -> Iterator[CudaBuild]:
+    """Build CUDA code as this module's docstring says; other targets are not touched by it.
+
+    Parameters
+    ----------
+    target
+        A CUDA target.
+    build
+        One that has compiled the kernels' text already, if there is one.
+    """
+    build = build or CudaBuild(str(target.attrs["arch"]))
     before = os.environ.get(_KEEP_SOURCE)
     os.environ[_KEEP_SOURCE] = "1"
     try:

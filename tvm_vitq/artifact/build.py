@@ -9,6 +9,7 @@ The library exports, as functions of the Relax virtual machine:
 ``vitq_bounds()``         uint8 vector, the rows of the range proof: JSON compressed with zlib
 ``vitq_golden_inputs()``  input codes, ``[V, ...]``; see :mod:`tvm_vitq.artifact.golden`
 ``vitq_golden_logits()``  what the reference interpreter makes of them, ``[V, classes]``
+``vitq_kernels()``        for a GPU: the kernels' CUDA C++ and their launches, JSON compressed
 
 It needs no other library than the C library. Debug information is left out; kernel names stay, for
 :mod:`tvm_vitq.artifact.disassemble`.
@@ -19,8 +20,9 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -31,6 +33,9 @@ from schedules.isa import architecture_of
 
 from .golden import shrink
 from .toolchain import compiler
+
+if TYPE_CHECKING:
+    from .gpu_build import GpuCode
 
 __all__ = ["add_constant_functions", "export"]
 
@@ -66,6 +71,7 @@ def export(
     bounds: Sequence[Mapping[str, Any]],
     golden_inputs: np.ndarray,
     golden_logits: np.ndarray,
+    gpu: GpuCode | None = None,
 ) -> Path:
     """Build a VM-ready module and write it with its data to ``output`` (not atomically).
 
@@ -74,7 +80,7 @@ def export(
     mod
         What ``relay_passes.pipeline.build_passes`` made: ``main``, ``main_codes`` and kernels.
     target
-        LLVM target of the kernels.
+        Target of the kernels.
     output
         The library to write, ending in ``.so``.
     metadata
@@ -83,6 +89,9 @@ def export(
         Rows of the range proof, for ``inspect``.
     golden_inputs, golden_logits
         Input codes ``[V, ...]`` and the logit codes ``[V, classes]`` that they must give.
+
+    gpu
+        The kernels' code, if the target is a GPU.
 
     Raises
     ------
@@ -99,10 +108,13 @@ def export(
         "vitq_golden_inputs": stored,
         "vitq_golden_logits": golden_logits,
     }
+    if gpu is not None:
+        constants["vitq_kernels"] = _compressed(gpu.document())
     linker = compiler(architecture_of(target))
     complete = add_constant_functions(mod, constants)
-    with target:
+    with target, nullcontext() if gpu is None else gpu.building(target):
         executable = relax.build(complete, target, relax_pipeline=None,
                                  tir_pipeline=PIPELINE)
-    executable.export_library(str(output), cc=linker, options=list(_LINK))
+        packing = {} if gpu is None else {"fpack_imports": gpu.build.pack}
+        executable.export_library(str(output), cc=linker, options=list(_LINK), **packing)
     return Path(output)

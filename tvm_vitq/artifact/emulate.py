@@ -22,6 +22,7 @@ from relay_passes.errors import VitqError
 
 from .elf import read_elf
 from .golden import expand
+from .gpu import GPU_EMULATOR
 from .toolchain import compiler, include_folders, runtime_libraries
 
 __all__ = ["Emulator", "emulated_verify", "find_emulator", "run",
@@ -30,14 +31,30 @@ __all__ = ["Emulator", "emulated_verify", "find_emulator", "run",
 _SOURCE = Path(__file__).with_name("replay.cpp")
 
 
-def find_emulator(command: str) -> list[str]:
+def find_emulator(command: str, gpu: bool = False) -> list[str]:
     """Split an emulator's command into words.
+
+    Parameters
+    ----------
+    command
+        For example ``"qemu-aarch64"``; for a GPU's code there is
+        :data:`~tvm_vitq.artifact.gpu.GPU_EMULATOR` alone.
+    gpu
+        Whether what is to be emulated is a GPU's code.
 
     Raises
     ------
     VitqError
-        If its program is not installed.
+        If its program is not installed, or it is not for such code.
     """
+    if (command == GPU_EMULATOR) != gpu:
+        only = "replays" if gpu else "is"
+        raise VitqError(
+            f"{command!r} cannot replay this target's code: {GPU_EMULATOR!r} {only} "
+            f"{'it' if gpu else 'for an NVIDIA GPU; name a processor, as qemu-aarch64'}"
+        )
+    if gpu:
+        return []
     words = shlex.split(command)
     if words and shutil.which(words[0]) is None:
         raise VitqError(
@@ -197,6 +214,10 @@ def emulated_verify(path: str | Path, command: str) -> dict[str, Any]:
     VitqError
         If the artefact cannot be run so.
     """
+    if command == GPU_EMULATOR:
+        from .emulate_gpu import emulated_gpu_verify
+
+        return emulated_gpu_verify(path)
     with tempfile.TemporaryDirectory(prefix="tvm-vitq-") as scratch:
         emulator = Emulator(command, read_elf(path).machine, scratch)
         names = ("vitq_metadata", "vitq_golden_inputs", "vitq_golden_logits")

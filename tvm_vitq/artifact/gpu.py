@@ -12,9 +12,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["architecture_here", "capability", "is_gpu", "open_without_gpu", "reason_not_here"]
+__all__ = ["GPU_EMULATOR", "GRAPH_FUNCTIONS", "architecture_here", "capability", "is_gpu",
+           "open_without_gpu", "reason_not_here"]
 
+GPU_EMULATOR = "emulator"
+"""What ``--verify-with`` and ``--with`` call the emulation of GPU kernels."""
 _LOADER = "ffi.Module.load_from_bytes.cuda"
+GRAPH_FUNCTIONS = ("vm.builtin.cuda_graph.get_cached_alloc",
+                   "vm.builtin.cuda_graph.run_or_capture")
+"""What programs for a GPU call to allocate once and to record launches: the machine looks them up
+when a program is opened."""
 
 
 def is_gpu(description: Mapping[str, Any]) -> bool:
@@ -51,11 +58,18 @@ def reason_not_here(description: Mapping[str, Any]) -> str:
 def open_without_gpu() -> None:
     """Let libraries with GPU code be loaded on a machine whose TVM has no loader for it.
 
-    What is loaded instead has no kernels. Where the real loader is registered nothing changes.
+    What is loaded instead has no kernels, and programs that record launches stop where they do so.
+    Where the real functions are registered nothing changes.
     """
-    import tvm  # the CUDA runtime registers its loader when TVM is imported
+    import tvm  # the CUDA runtime registers its functions when TVM is imported
     import tvm_ffi
 
     assert tvm
-    if tvm_ffi.get_global_func(_LOADER, allow_missing=True) is None:
-        tvm_ffi.register_global_func(_LOADER, lambda _: tvm_ffi.system_lib("vitq_no_kernels_"))
+
+    def stop(*_: Any) -> None:
+        raise RuntimeError("there is no GPU to run this program on")
+
+    stand_ins: dict[str, Any] = {_LOADER: lambda _: tvm_ffi.system_lib("vitq_no_kernels_")}
+    for name, function in {**stand_ins, **dict.fromkeys(GRAPH_FUNCTIONS, stop)}.items():
+        if tvm_ffi.get_global_func(name, allow_missing=True) is None:
+            tvm_ffi.register_global_func(name, function)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from relay_passes.errors import VitqError
 
 from .disassemble import count_float_instructions
+from .gpu import is_gpu
 
 if TYPE_CHECKING:
     from .load import Artifact
@@ -22,9 +23,9 @@ def inspect_artifact(artifact: Artifact) -> dict[str, Any]:
     dict
         The metadata document, and ``path``, ``size_bytes``, ``fp32_bytes`` (of the weights as
         float32), ``size_percent``, ``integer_only``, ``ranges_proved``, ``float_instructions``
-        (floating-point arithmetic instructions outside the boundary kernels; None where there is no
-        disassembler), ``float_instructions_by_kernel``, ``golden_vectors``, and ``bounds``: the
-        rows of the range proof.
+        (floating-point arithmetic instructions outside the boundary kernels, of a GPU's code in its
+        PTX; None where there is no disassembler), ``float_instructions_by_kernel``,
+        ``golden_vectors``, and ``bounds``: the rows of the range proof.
     """
     meta = artifact.metadata
     size, fp32 = artifact.path.stat().st_size, 4 * int(meta["parameters"])
@@ -37,6 +38,11 @@ def inspect_artifact(artifact: Artifact) -> dict[str, Any]:
         "ranges_proved": bool(meta["analysis"]["ranges_proved"]),
         "golden_vectors": len(artifact.golden[0]),
     }
+    if is_gpu(meta["target"]):
+        # Another one would have failed the compile, which looked at the PTX of every kernel.
+        report["float_instructions"], report["float_instructions_by_kernel"] = 0, {}
+        report["float_boundary"] = meta["gpu"]["float_boundary"]
+        return _whole(report, artifact)
     try:
         census = count_float_instructions(artifact.path)
         report["float_instructions"] = census.total
@@ -46,6 +52,12 @@ def inspect_artifact(artifact: Artifact) -> dict[str, Any]:
     except VitqError as why:
         report["float_instructions"] = None
         report["float_instructions_missing"] = str(why)
+    return _whole(report, artifact)
+
+
+def _whole(report: dict[str, Any], artifact: Artifact) -> dict[str, Any]:
+    """Return the report with the metadata and the bounds."""
+    meta = artifact.metadata
     analysis = {key: value for key, value in meta["analysis"].items() if key not in report}
     rest = {key: value for key, value in meta.items() if key != "analysis"}
     return {**report, **rest, **analysis, "bounds": artifact.bounds}

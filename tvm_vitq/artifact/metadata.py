@@ -43,7 +43,16 @@ def _attribute(mod: tvm.IRModule, name: str) -> Any:
 
 
 def describe_target(name: str, target: tvm.target.Target) -> dict[str, Any]:
-    """Return the target's name, processor and the instruction sets that its code may use."""
+    """Return the target's name, processor and the instruction sets that its code may use.
+
+    A GPU's has ``kind`` "cuda" and ``arch`` besides, and ``mcpu`` is its architecture; the other
+    keys are of the host code, which any processor of its architecture runs.
+    """
+    if target.kind.name == "cuda":
+        arch, host = str(target.attrs["arch"]), target.host
+        return {"name": name, "kind": "cuda", "arch": arch, "mcpu": arch,
+                "mtriple": str(host.attrs.get("mtriple", "") or "") if host else "",
+                "architecture": architecture_of(target), "features": []}
     has = tvm_ffi.get_global_func("target.target_has_feature")
     features = [_LINUX_NAMES.get(f, f) for f in _FEATURES if has(f, target)]
     return {

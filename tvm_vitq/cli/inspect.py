@@ -75,6 +75,7 @@ def _facts(report: dict[str, Any]) -> Table:
         ("input boundary", boundary),
         ("output boundary", f"{out['dtype']} {out['shape']} times {out['scale']:.6g} to float32"),
         ("target", f"{target['name']} ({target['mcpu']})"),
+        *_gpu_facts(report),
         ("recipe", ", ".join(f"{k} {v}" for k, v in (recipe.get("recipe") or {}).items())),
         ("16-bit sites", ", ".join(recipe.get("a16") or []) or "none beyond residuals and scores"),
         ("versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
@@ -83,6 +84,24 @@ def _facts(report: dict[str, Any]) -> Table:
     ):
         table.add_row(name, value)
     return table
+
+
+def _gpu_facts(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines that an artefact for a GPU has besides."""
+    if "gpu" not in report:
+        return []
+    launches, kernels = report["gpu"]["launches"], report["kernels"].values()
+    words = f"{launches['total']} launches of {len(report['kernels'])} kernels"
+    if launches["per_block"] is not None:
+        words += f", at most {launches['per_block']} in a block ({launches['blocks']} blocks)"
+    spilled = sum(kernel.get("local_bytes", 0) for kernel in kernels)
+    most = max(kernel.get("registers", 0) for kernel in kernels)
+    replayed = report["golden"]["replayed_with"]
+    return [
+        ("GPU kernels", words),
+        ("GPU registers", f"at most {most} a thread, {spilled} bytes of local memory"),
+        ("replayed with", replayed or "nothing yet: run 'tvm-vitq verify' where there is a GPU"),
+    ]
 
 
 def _ranges(bounds: list[dict[str, Any]]) -> Table:

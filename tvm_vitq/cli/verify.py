@@ -20,7 +20,8 @@ def command(
     artifact: Annotated[Path, typer.Argument(help="The artefact.", show_default=False)],
     emulator: Annotated[
         str | None,
-        typer.Option("--with", help="Emulator for another machine's artefact, as qemu-aarch64."),
+        typer.Option("--with", help="Emulator for another machine's artefact: qemu-aarch64, ...; "
+                     "emulator for a GPU's."),
     ] = None,
     rpc: RpcOption = None,
     tracker: TrackerOption = None,
