@@ -10,7 +10,7 @@ import pytest
 
 from tests.artifact.toy import toy_artifact
 from tests.cli.conftest import Cli
-from tests.helpers.rpc import Running, free_port, native_server, tracker
+from tests.helpers.rpc import Running, free_port, native_server, tracker, wait_for
 from tvm_vitq.remote.server import PROGRAM, package_server
 
 Refused = Callable[..., str]
@@ -73,8 +73,7 @@ def test_through_a_tracker(cli: Cli, refused: Refused, program: Path, toy: Path,
     with tracker(tmp_path / "t") as farm:
         where = ("--tracker", farm.address, "--key", KEY)
         with native_server(program, tmp_path / "s", KEY, "--tracker", farm.address) as server:
-            while "known to the tracker" not in server.log.read_text():
-                assert server.process.poll() is None
+            wait_for("known to the tracker", server.log)
             for verb in ("verify", "bench"):
                 done = cli(verb, toy, *where, "--json")
                 assert done.code == 0 and done.json()["server"] == server.address

@@ -105,19 +105,20 @@ void Two(const Words& words) {
   std::cout << different << " different" << std::endl;
 }
 
-// threads MODEL shared|own: four threads, an instance each, against one thread.
+// threads MODEL shared|own [RUNS]: four threads, an instance each, against one thread.
 void Threads(const Words& words) {
-  constexpr unsigned kThreads = 4, kRuns = 50;
+  constexpr unsigned kThreads = 4;
+  const unsigned runs = words.size() > 2 ? static_cast<unsigned>(std::stoi(words[2])) : 50;
   vitq::Model model = Open(words[0]);
   std::vector<Logits> expected;
-  for (unsigned seed = 0; seed < kThreads * kRuns; ++seed) expected.push_back(Run(model, seed));
+  for (unsigned seed = 0; seed < kThreads * runs; ++seed) expected.push_back(Run(model, seed));
   std::vector<int> different(kThreads, -1);
   std::vector<std::thread> threads;
   for (unsigned t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
       vitq::Model mine = words[1] == "own" ? Open(words[0]) : model.Another().OrThrow();
       different[t] = mine.Verify().OrThrow().equal() ? 0 : 1;
-      for (unsigned seed = t * kRuns; seed < (t + 1) * kRuns; ++seed)
+      for (unsigned seed = t * runs; seed < (t + 1) * runs; ++seed)
         different[t] += Run(mine, seed) != expected[seed];
     });
   }

@@ -39,7 +39,7 @@ def test_open_run_verify_close(release: Path, digits: Path) -> None:
 
 def test_two_models_and_four_threads(release: Path, digits: Path) -> None:
     assert _clean(release, "two", digits, digits) == ["0 different"]
-    assert _clean(release, "threads", digits, "own") == ["0 different"] * 4
+    assert _clean(release, "threads", digits, "own", 6) == ["0 different"] * 4
 
 
 def test_refusals(release: Path, digits: Path, tmp_path: Path) -> None:
