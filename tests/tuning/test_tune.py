@@ -62,6 +62,13 @@ def test_what_does_not_build_is_rejected_too(tmp_path: Path) -> None:
     assert any("no answer within 60 s" in state.rejected for state in tuning.states)
 
 
+def test_a_task_that_cannot_be_built_is_left_alone(tmp_path: Path) -> None:
+    tuning = fake_tuning(tmp_path, 40, builder=FakeBuilder(lambda point: True))
+    tuning.run([FakeRunner])
+    assert tuning.trials == 0 and len(tuning.notes) == len(tuning.states)
+    assert "the default schedule does not build" in tuning.notes[0]
+
+
 def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     first = fake_tuning(tmp_path, 100)
     first.run([FakeRunner])

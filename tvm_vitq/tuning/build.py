@@ -51,12 +51,12 @@ class Builders:
 
     def build(self, job: Job, points: Sequence[Point], folder: Path) -> list[Path | str]:
         """Return for each point the folder of its kernel, or why there is none."""
+        saved = str(job.save(folder / "job"))
 
         def one(number: int, point: Point) -> Path | str:
             child, out = self._free.get(), folder / f"kernel{number}"
             try:
-                child.ask(self.timeout, job=str(job.save(folder / "job")), point=point,
-                          out=str(out))
+                child.ask(self.timeout, job=saved, point=point, out=str(out))
                 return out
             except ChildFault as why:
                 return str(why)

@@ -41,6 +41,14 @@ class TaskState:
         Of the peak.
     settled
         Whether a record says that the incumbent is the best of what was tried.
+    trials, rejected
+        Points measured, and why some were not kept.
+    barren
+        Batches since the incumbent changed.
+    broken
+        Whether not even the default's kernel can be built.
+    busy
+        Whether a runner has it.
     curve
         (seconds since the start, trials, best ratio) after every trial.
     """
@@ -56,6 +64,7 @@ class TaskState:
     trials: int = 0
     rejected: list[str] = field(default_factory=list)
     barren: int = 0
+    broken: bool = False
     busy: bool = False
     curve: list[tuple[float, int, float]] = field(default_factory=list)
 
@@ -85,7 +94,7 @@ class TaskState:
     @property
     def done(self) -> bool:
         """Whether there is nothing left to try."""
-        return self.search.exhausted and self.settled
+        return self.broken or (self.search.exhausted and self.settled)
 
     @property
     def total(self) -> float:

@@ -273,7 +273,9 @@ class Tuning:
         kernels = dict(zip(map(name_of, wanted), built, strict=True))
         base = kernels[name_of(default)]
         if isinstance(base, str):
-            raise RuntimeError(f"{job.task}: the default schedule does not build: {base}")
+            state.broken = True
+            self._note(f"{job.task}: the default schedule does not build: {base}")
+            return
         self._measure_incumbent(state, runner, kernels)
         found: list[tuple[float, Point, Path]] = []
         for point in list(points):
