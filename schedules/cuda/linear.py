@@ -17,6 +17,7 @@ one member, which decides, for all threads alike, from where weights come and wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -135,8 +136,7 @@ class _Linears:
             each = min(tile.threads, tile.bn // 4)
             for begin in range(0, tile.bn // 4, each):
                 place = (begin + w.thread) * 4
-                source = choose(w, holders, lambda result, i=index, place=place: pointer(
-                    result.parameters[i], self._column(result, place)))
+                source = choose(w, holders, partial(self._parameter, index, place))
                 target = pointer(self.columns, index * tile.bn + place)
                 left = min(each, tile.bn // 4 - begin)
                 if left == tile.threads:
@@ -145,11 +145,16 @@ class _Linears:
                     with w.when(w.thread < left):
                         w.call("vitq_copy16", target, source, const(True, "bool"))
 
-    def _column(self, result: Result, place: Any) -> Any:
-        """Return the column at a place of the block; those past the end repeat the last ones."""
+    def _parameter(self, index: int, place: Any, result: Result) -> Any:
+        """Return the address of a parameter of the column at a place of the block.
+
+        Columns past the end repeat the last ones.
+        """
         column = self.first_group * GROUP + place
         held = int(result.bias.shape[0])
-        return column if held % self.tile.bn == 0 else tirx.min(column, const(held - 4, "int32"))
+        if held % self.tile.bn:
+            column = tirx.min(column, const(held - 4, "int32"))
+        return pointer(result.parameters[index], column)
 
     def _walk(self) -> None:
         """Multiply along K."""
