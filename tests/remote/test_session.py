@@ -139,14 +139,14 @@ def test_a_slow_line_is_no_timeout(own_native: Running, tmp_path: Path) -> None:
 
 def test_a_kernel_that_never_ends(server: Running, toy: Path) -> None:
     """The request ends in time; a server that was told so ends the session, too."""
-    with connect(server.address, KEY, session_timeout=3) as session:
+    with connect(server.address, KEY, session_timeout=2) as session:
         artifact = RemoteArtifact(toy, session)
         artifact.set_input("main", np.zeros((2, *artifact.input_shape), np.float32))
         with within(3), pytest.raises(BoardTimeout, match=r"timing .* no answer within 0.7 s"):
             session.time(artifact._vm.module, "invoke_stateful", ["main"], FOREVER, timeout=0.7)
         with within(1), pytest.raises(BoardGone, match="the session is closed"):
             artifact.verify()
-    with connect(server.address, KEY, session_timeout=3) as session:
+    with connect(server.address, KEY, session_timeout=2) as session:
         artifact = RemoteArtifact(toy, session)
         artifact.set_input("main", np.zeros((2, *artifact.input_shape), np.float32))
         with within(8), pytest.raises(BoardTimeout, match="the session took more than its time"):

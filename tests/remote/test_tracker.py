@@ -73,7 +73,7 @@ def test_dead_boards_are_passed_over(
         servers[0].signal(signal.SIGKILL)
         servers[1].signal(signal.SIGSTOP)
         for _ in range(4):
-            with connect_tracker(farm.address, key, connect_timeout=30) as session:
+            with connect_tracker(farm.address, key, connect_timeout=12) as session:
                 assert session.where == servers[2].address
                 assert RemoteArtifact(toy, session).verify()["equal"]
 

@@ -343,7 +343,8 @@ def connect_tracker(
         left = max(0.1, end - time.monotonic())
         server, number, match_key = request_board(host, port, key, left, priority)
         try:
-            return _open(server, number, match_key, timeout, min(10.0, left), session_timeout)
+            # A third, so that there is time for another board if this one does not answer.
+            return _open(server, number, match_key, timeout, min(10.0, left / 3), session_timeout)
         except (Unreachable, BoardGone):
             if time.monotonic() >= end:
                 raise
