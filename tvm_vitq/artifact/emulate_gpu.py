@@ -2,8 +2,8 @@
 
 The virtual machine runs the program that the artefact holds, with its memory plan, on the CPU.
 Instead of each kernel an emulation of it runs (:mod:`schedules.cuda.emulate`), made of the very
-text that nvcc compiled, which the artefact keeps; what would be recorded as a CUDA graph just runs. What
-is left out is nvcc's machine code and the launch itself.
+text that nvcc compiled, which the artefact keeps; what would be recorded as a CUDA graph just runs.
+What is left out is nvcc's machine code and the launch itself.
 """
 
 from __future__ import annotations
