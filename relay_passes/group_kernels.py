@@ -77,6 +77,7 @@ class _Group:
     kind: str
     members: list[_Kernel]
     tails: list[_Kernel | None] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)  # of the scores, in what they go through
 
     @property
     def parts(self) -> list[_Kernel | None]:
@@ -168,8 +169,10 @@ class _Function:
                 continue
             members = [scores]
             found = self._reader(scores)
+            positions = []
             while found and _elementwise(found[0].func, found[1]):
                 members.append(found[0])
+                positions.append(found[1])
                 found = self._reader(found[0])
             if not found or found[0].func.attrs.get("vitq.op", "") != "vitq.softmax":
                 continue
@@ -178,7 +181,7 @@ class _Function:
             if not found or not found[0].matmul or found[1] != 0:
                 continue
             members.append(found[0])
-            groups.append(_Group("attention", members))
+            groups.append(_Group("attention", members, positions=positions))
             self.taken |= {member.var for member in members}
         return groups
 
@@ -237,7 +240,7 @@ def _kernel_of(group: _Group) -> tirx.PrimFunc | None:
         from schedules.cuda.attention import attention
 
         scores, *between, softmax, context = (member.func for member in group.members)
-        return attention(scores, between, softmax, context)
+        return attention(scores, between, softmax, context, positions=group.positions)
     from schedules.cuda.linear import linears
 
     return linears([member.func for member in group.members],
@@ -283,9 +286,12 @@ class _Rewrite:
                 for place, binding in enumerate(found.bindings):
                     if place in calls:
                         self._emit(bb, found, *calls[place], values)
-                    if place not in inside:
-                        value = _substitute(binding.value, values)
-                        values[binding.var] = bb.emit(value, binding.var.name)
+                    if place in inside:
+                        continue
+                    value = _substitute(binding.value, values)
+                    if not isinstance(value, relax.Var):
+                        value = bb.emit(value, binding.var.name)
+                    values[binding.var] = value
                 out = bb.emit_output(_substitute(func.body.body, values))
             bb.emit_func_output(out)
         return bb.get()[name]

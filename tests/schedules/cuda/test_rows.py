@@ -65,7 +65,7 @@ def built(name: str) -> tuple[tvm.IRModule, tirx.PrimFunc, list[np.ndarray], Emu
     mod = module([np.zeros(shape, dtype)], body)
     legal = relax.transform.LegalizeOps()(mod)
     done = ApplySchedules(CUDA)(legal)
-    ((gvar, func),) = ((g, f) for g, f in done.functions_items() if isinstance(f, tirx.PrimFunc))
+    (func,) = (f for _, f in done.functions_items() if isinstance(f, tirx.PrimFunc))
     call = legal["main"].body.blocks[0].bindings[0].value
     constants = [arg.value.numpy() for arg in list(call.args[1].fields)[1:]]
     return mod, func, constants, Emulator({"kernel": func}, TARGET)
