@@ -19,7 +19,7 @@ from schedules.cuda.emulate import Emulator
 from schedules.cuda.linear import packed_linear
 from schedules.cuda.lower import lower
 from schedules.cuda.target import resolve_cuda_target
-from schedules.cuda.tile import CHOICES, SHARED, CudaTile, default_tile
+from schedules.cuda.tile import CHOICES, SHARED, SPARE, CudaTile, default_tile, tiles
 from tests.helpers.cuda import emulator, needs_nvcc, needs_nvdisasm
 from tests.helpers.cuda_linear import LinearCase, linear_case
 
@@ -80,6 +80,11 @@ CASES: dict[str, tuple[CudaTile | None, dict[str, Any]]] = {
                                                            "depth": 384}),
     "six stages": (CudaTile(16, 64, 64, 1, 2, 6), {"dtype": "int16", "rows": 17, "columns": 64,
                                                     "depth": 704}),
+    "two parts of K": (CudaTile(32, 64, 128, 2, 2, 3, 2), {"rows": 33, "columns": 64,
+                                                            "depth": 700}),
+    "four parts of K": (CudaTile(16, 32, 256, 1, 1, 2, 4), {
+        "dtype": "int16", "rows": 17, "columns": 36, "depth": 1000, "kind": "requant_add",
+        "out_dtype": "int16", "extreme": True}),
     "large": (CudaTile(128, 128, 64, 2, 2, 3), {"rows": 129, "columns": 136, "depth": 200}),
     "eight warps": (CudaTile(256, 128, 64, 4, 2, 4), {"rows": 250, "columns": 128,
                                                        "depth": 320}),
@@ -144,24 +149,24 @@ def test_turing() -> None:
     st.sampled_from(["int8", "uint8", "int16"]), st.integers(1, 90), st.integers(1, 110),
     st.integers(1, 300), st.sampled_from(["acc", "requant", "requant_add"]),
     st.sampled_from(["int8", "uint8", "int16"]), st.booleans(), st.integers(0, 999),
-    st.sampled_from(CHOICES[5:]), st.integers(2, 5), st.sampled_from(["", "x", "both"]),
+    st.sampled_from(CHOICES[7:]), st.integers(2, 5), st.sampled_from(["", "x", "both"]),
 )
 def test_any_shape(
     dtype: str, rows: int, columns: int, depth: int, kind: str, out_dtype: str, extreme: bool,
-    seed: int, cut: tuple[int, int, int, int], stages: int, gather: str,
+    seed: int, cut: tuple[int, int, int, int, int], stages: int, gather: str,
 ) -> None:
-    bm, bn, warps_m, warps_n = cut
+    bm, bn, warps_m, warps_n, warps_k = cut
     case = linear_case(
         dtype, rows, columns, depth, kind, out_dtype, extreme=extreme, seed=seed, gather=gather
         if gather != "both" or kind == "requant_add" else "", shifts=(20 + seed % 20, 55),
         res=(2**30 + seed % 2, 20 + seed % 20))
-    tile = CudaTile(bm, bn, 64, warps_m, warps_n, stages)
+    tile = CudaTile(bm, bn, 64 * warps_k, warps_m, warps_n, stages, warps_k)
     check(emulator({"k": scheduled(case, tile)}, "sm_90"), "k", case, 1)
 
 
 def test_tile_must_fit() -> None:
     for wrong in ((24, 32, 64, 1, 1, 3), (32, 48, 64, 1, 1, 3), (32, 32, 32, 1, 1, 3),
-                  (32, 32, 64, 1, 1, 7), (32, 32, 64, 1, 1, 1)):
+                  (32, 32, 64, 1, 1, 7), (32, 32, 64, 1, 1, 1), (32, 32, 64, 1, 1, 3, 2)):
         with pytest.raises(ValueError, match="is no tile"):
             CudaTile(*wrong)
 
@@ -179,16 +184,6 @@ def test_default_tile_fills_the_device_or_its_tensor_cores() -> None:
             assert tile.shared_bytes(itemsize) <= shared
 
 
-def _tiles(itemsize: int) -> Iterator[CudaTile]:
-    """Yield the tiles that the default rule may choose."""
-    for bm, bn, warps_m, warps_n in CHOICES:
-        tile = CudaTile(bm, bn, 64, warps_m, warps_n, 4)
-        while tile.shared_bytes(itemsize) > 200 << 10:
-            tile = CudaTile(bm, bn, 64, warps_m, warps_n, tile.stages - 1)
-        if tile.registers(itemsize) <= 250:
-            yield tile
-
-
 @needs_nvcc
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90"])
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
@@ -197,11 +192,11 @@ def test_no_local_memory(arch: str, dtype: str, kind: str, out_dtype: str) -> No
     case = linear_case(dtype, 1001, 392, 384, kind, out_dtype, res=(2**30, 30))
     itemsize = np.dtype(dtype).itemsize
     room = int(resolve_cuda_target(arch).attrs["max_shared_memory_per_block"])
-    tiles = [tile for tile in _tiles(itemsize) if tile.shared_bytes(itemsize) <= room]
-    assert len(tiles) >= 8
-    kernels = {f"k{i}": scheduled(case, tile) for i, tile in enumerate(tiles)}
+    choices = tiles(itemsize, max(SHARED, room - SPARE))
+    assert len(choices) >= 12
+    kernels = {f"k{i}": scheduled(case, tile) for i, tile in enumerate(choices)}
     _, resources = compile_cuda(lower(kernels, resolve_cuda_target(arch))[0], arch)
-    for i, tile in enumerate(tiles):
+    for i, tile in enumerate(choices):
         found = resources[f"k{i}_kernel"]
         assert not found.spills, (tile, found)
         assert found.registers * tile.threads <= 65536, (tile, found)
