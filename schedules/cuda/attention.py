@@ -62,7 +62,7 @@ class AttentionTile:
 
     def shared(self, keys: int) -> int:
         """Return the bytes of shared memory of a block."""
-        steps = -(-(-(-keys // 32)) // self.split)
+        steps = -(-keys // (32 * self.split))
         exchange = EXCHANGE_BYTES if self.split > 1 else 0
         return self.rows * self.split * (steps * STEP_BYTES + exchange)
 
@@ -89,6 +89,8 @@ def default_tile(groups: int, keys: int, sms: int = 132) -> AttentionTile:
     tile = AttentionTile(rows, split)
     while tile.rows > 1 and tile.shared(keys) > SHARED_BYTES:
         tile = AttentionTile(tile.rows - 1, split)
+    while tile.split > 1 and tile.shared(keys) > MOST_SHARED_BYTES:
+        tile = AttentionTile(tile.rows, tile.split // 2)
     return tile
 
 
@@ -143,11 +145,12 @@ def _blocks(func: tirx.PrimFunc) -> list[Any]:
     return [block for block in blocks_of(func.body) if block.iter_vars]
 
 
-def _between(func: tirx.PrimFunc) -> tuple[list[Any], int, Stage]:
-    """Return an elementwise member: it has one operand of the result's size, the scores."""
+def _between(func: tirx.PrimFunc, position: int | None) -> tuple[list[Any], int, Stage]:
+    """Return an elementwise member; the scores are its one operand of the result's size."""
     blocks, params = _blocks(func), list(func.params)
     stage = stage_of(blocks[0]) if len(blocks) == 1 else None
-    whole = [i for i, param in enumerate(params[:-1]) if _shape(param) == _shape(params[-1])]
+    whole = [i for i, param in enumerate(params[:-1]) if _shape(param) == _shape(params[-1])
+             and position in (i, None)]
     if stage is None or stage.kind != "map" or len(whole) != 1:
         raise NotTaken("an operator between scores and softmax that is not one on elements")
     return params, whole[0], stage
@@ -173,7 +176,7 @@ def _softmax(func: tirx.PrimFunc) -> list[Stage]:
 
 
 def problem_of(scores: tirx.PrimFunc, between: Sequence[tirx.PrimFunc], softmax: tirx.PrimFunc,
-               context: tirx.PrimFunc) -> Problem:
+               context: tirx.PrimFunc, positions: Sequence[int] | None = None) -> Problem:
     """Check the members and return what they compute; see :func:`attention`.
 
     Raises
@@ -191,7 +194,8 @@ def problem_of(scores: tirx.PrimFunc, between: Sequence[tirx.PrimFunc], softmax:
     _require(not last.transpose_b and not last.a_axes and v_keys == keys
              and last.epilogue.kind != "requant_add", "a context of another form")
     entries = int(np.prod(batch, dtype=np.int64))
-    members = [_between(func) for func in between]
+    places: Sequence[int | None] = positions or [None] * len(between)
+    members = [_between(*pair) for pair in zip(between, places, strict=True)]
     for params in (q_params[-1:], *(p for p, _, _ in members), softmax.params[-1:], v_params[:1]):
         *outer, m, n = _shape(params[-1])
         _require((int(np.prod(outer, dtype=np.int64)), m, n) == (entries, rows, keys),
@@ -204,7 +208,8 @@ def problem_of(scores: tirx.PrimFunc, between: Sequence[tirx.PrimFunc], softmax:
 
 
 def attention(scores: tirx.PrimFunc, between: Sequence[tirx.PrimFunc], softmax: tirx.PrimFunc,
-              context: tirx.PrimFunc, tile: AttentionTile | None = None) -> tirx.PrimFunc | None:
+              context: tirx.PrimFunc, tile: AttentionTile | None = None,
+              positions: Sequence[int] | None = None) -> tirx.PrimFunc | None:
     """Return one scheduled PrimFunc for the members of an attention.
 
     Parameters
@@ -221,6 +226,9 @@ def attention(scores: tirx.PrimFunc, between: Sequence[tirx.PrimFunc], softmax: 
         Legalised activation matmul of the probabilities and v [..., N, C].
     tile
         How the kernel is cut; None for :func:`default_tile`.
+    positions
+        Of each of ``between``: which operand the scores are. None: the one of their size, and there
+        is no form for members that have several.
 
     Returns
     -------
@@ -232,7 +240,7 @@ def attention(scores: tirx.PrimFunc, between: Sequence[tirx.PrimFunc], softmax: 
         their rows (2000 keys): they then run apart.
     """
     try:
-        problem = problem_of(scores, between, softmax, context)
+        problem = problem_of(scores, between, softmax, context, positions)
         if tile is None:
             groups = problem.entries * -(-problem.rows // 16)
             tile = default_tile(groups, problem.keys)

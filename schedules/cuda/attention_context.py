@@ -26,7 +26,9 @@ class Context:
     def __init__(self, kernel: AttentionKernel) -> None:
         self.k = kernel
         self.w = w = kernel.w
-        self.p_dtype, self.v = str(kernel.p.softmax_params[-1].dtype), kernel.v
+        p, params = kernel.p, kernel.p.context_params
+        self.p_dtype = str(p.softmax_params[-1].dtype)
+        self.v = kernel.matrix(kernel.of_context, params[1], p.context.b_axes, "v_base")
         self.levels = levels(self.p_dtype, self.v.dtype)
         self.blocks = -(-self.v.columns // 32)
         p_planes, self.v_planes = len(PLANES[self.p_dtype]), len(PLANES[self.v.dtype])
@@ -34,10 +36,6 @@ class Context:
         self.probabilities = w.registers("p", 4 * p_planes)
         self.raw = w.registers("v_raw", 8 * self.v.size)
         self.part = w.registers("v_part", 8 * self.v_planes)
-        out = kernel.p.context_params[-1]
-        axes = kernel.p.context.out_axes
-        stored = tuple(axes.index(i) for i in range(len(axes)))
-        self.out = kernel.matrix(kernel.of_context, out, stored, "out_base")
 
     def write(self) -> None:
         """Write all of it."""
@@ -52,6 +50,7 @@ class Context:
                 self._load(k.whole_step(0), False)
             k.walk(self._step)
             self._join()
+            self._prepare()
             if k.split == 1:
                 self._store()
             else:
@@ -99,6 +98,14 @@ class Context:
                 self.w.store(self.acc, load(self.acc, 16 * level + i) + high, 16 * level + i)
         self.result = 16 * (len(self.levels) - 1)
 
+    def _prepare(self) -> None:
+        """Load what the epilogue takes; not before, for it would keep registers."""
+        p, params, views = self.k.p, self.k.p.context_params, self.k.of_context
+        axes = p.context.out_axes
+        stored = tuple(axes.index(i) for i in range(len(axes)))
+        self.out = self.k.matrix(views, params[-1], stored, "out_base")
+        self.scale = self.k.scale_of(p.context, params, views, p.keys)
+
     def _share(self, block: Any) -> None:
         """Add the sums of the warps that share the rows; one of them, in turn, stores."""
         w, k = self.w, self.k
@@ -134,7 +141,7 @@ class Context:
             for e in range(8):
                 tile, i = e % 4, e // 4
                 acc = Value(load(self.acc, self.result + 4 * tile + 2 * r + i), *limits("int32"))
-                codes.append(finished(w, k.p.context.epilogue, acc, k.scales[1]).to("int32"))
+                codes.append(finished(w, k.p.context.epilogue, acc, self.scale).to("int32"))
             guards = []
             if k.p.rows % 16:
                 guards.append(k.rows[r] < const(k.p.rows, "int32"))

@@ -1,13 +1,14 @@
 """Expressions of TE definitions in 32-bit registers, each value with its interval.
 
-Definitions name the dtype of every step (uint16, int64, ...), which on a GPU would cost a truncation
-each. Here every value is an int32 register where its interval fits one, else a uint32 or an int64
-one. Intervals come from interval arithmetic; one that grows past the step's own dtype is cut to it:
-the operator's definition promises, and its range proof shows, that nothing overflows there.
+Definitions name the dtype of every step (uint16, int64, ...), which on a GPU would cost a
+truncation each. Here every value is an int32 register where its interval fits one, else a uint32 or
+an int64 one. Intervals come from interval arithmetic; one that grows past the step's own dtype is
+cut to it: the operator's definition promises, and its range proof shows, that nothing overflows.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,10 @@ BINARY = {
     "RShift": tirx.shift_right, "BitwiseAnd": tirx.bitwise_and,
 }
 
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Min": min, "Max": max,
+    "LShift": operator.lshift, "RShift": operator.rshift,
+}
 _CLZ = tirx.clz(const(1, "int32")).op
 
 
@@ -84,11 +89,7 @@ def _interval(op: str, a: Value, b: Value) -> tuple[int, int] | None:
         return (0, min(bounds)) if bounds else None
     if op in ("LShift", "RShift") and not (b.lo >= 0 and b.hi < 64):
         return None
-    operation: Callable[[int, int], int] = {
-        "Add": lambda x, y: x + y, "Sub": lambda x, y: x - y, "Mul": lambda x, y: x * y,
-        "Min": min, "Max": max, "LShift": lambda x, n: x << n, "RShift": lambda x, n: x >> n,
-    }[op]
-    ends = [operation(x, y) for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
+    ends = [_OPERATIONS[op](x, y) for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
     return min(ends), max(ends)
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 
 from schedules.builder import const, load
+from schedules.gemm import GemmSpec
 from schedules.strides import entry_offset, permuted_strides
 
 from .attention_context import Context
 from .attention_epilogue import Elements, Scale, finished
 from .attention_expression import Steps, Value, element, limits
-from .attention_operands import HIGH, LOW, PLANES, Matrix, fragments, levels, load_codes
+from .attention_operands import HIGH, LOW, PLANES, Matrix, fragments, levels, load_depth
 from .attention_softmax import Softmax
 from .writer import CudaWriter, pointer
 
@@ -25,11 +26,6 @@ __all__ = ["AttentionKernel"]
 
 _PAIR = 0x5410
 """Selector of the low halves of two words."""
-
-
-def _largest(buffer: Any) -> int:
-    """Return the largest magnitude of a buffer's codes."""
-    return max(abs(end) for end in limits(str(buffer.dtype)))
 
 
 class AttentionKernel:
@@ -52,7 +48,7 @@ class AttentionKernel:
         self.row_groups = -(-p.rows // 16)
         self.total = p.entries * self.row_groups
         w = self.w = CudaWriter((-(-self.total // groups),), 32 * self.warps)
-        self.steps = -(-(-(-p.keys // 32)) // split)
+        self.steps = -(-p.keys // (32 * split))
         self.full, self.rest = divmod(p.keys, 32)
         self.scratch = w.shared("scratch", self.warps * self.steps * 256, "int32")
         self.stats: list[Any] = [None, None]
@@ -111,7 +107,10 @@ class AttentionKernel:
         self.has_rest: Any = None
         self.part: Any = const(0, "int32")
         if self.split > 1:
-            self.part = w.bind("part", tirx.floormod(w.warp, by))
+            # In a register of its own: TVM's simplifier trips over what it could know of it.
+            held = w.registers("part", 1)
+            w.store(held, tirx.floormod(w.warp, by), 0)
+            self.part = load(held, 0)
             self.first_step = w.bind("first_step", self.part * self.steps)
             left = const(self.full, "int32") - self.first_step
             self.whole = w.bind("whole", tirx.max(tirx.min(left, const(self.steps, "int32")),
@@ -144,15 +143,7 @@ class AttentionKernel:
         q, k, *rest, _ = p.scores_params
         self.q = self.matrix(self.of_scores, q, p.scores.a_axes, "q_base")
         self.k = self.matrix(self.of_scores, k, p.scores.b_axes, "k_base")
-        self.v = self.matrix(self.of_context, p.context_params[1], p.context.b_axes,
-                             "v_base")
-        self.scales = []
-        for spec, params, views, depth in (
-                (p.scores, p.scores_params, self.of_scores, p.depth),
-                (p.context, p.context_params, self.of_context, p.keys)):
-            scalars = None if spec.epilogue.kind == "acc" else views[params[-2]]
-            bound = depth * _largest(params[0]) * _largest(params[1])
-            self.scales.append(Scale(w, spec.epilogue, scalars, bound))
+        self.scale = self.scale_of(p.scores, p.scores_params, self.of_scores, p.depth)
         self.bias = None
         if p.scores.epilogue.kind == "requant_add":
             self.bias = Elements(w, self.of_scores[rest[0]], self.entry, self.held_rows)
@@ -161,7 +152,6 @@ class AttentionKernel:
         for (params, position, stage), views in zip(p.between, self.of_between, strict=True):
             self.masks.append(Elements.of_stage(
                 w, views, self.entry, self.held_rows, stage, params[position]))
-        self.softmax = Softmax(w, p.stages, p.softmax_params, self.of_softmax)
         # Q, as fragments of all its planes.
         self.k_steps = -(-p.depth // 32)
         planes = len(PLANES[self.q.dtype])
@@ -172,7 +162,7 @@ class AttentionKernel:
         for r, row in enumerate(self.held_rows):
             at = w.bind("q_row", self.q.row(row) if p.rows % 16 == 0 else
                         self.q.base + row * self.q.stride)
-            self._load_depth(self.q, at, raw, 0, zero=True)
+            load_depth(w, self.q, at, self.t, raw, 0, zero=True)
             fragments(w, self.q.dtype, raw, 0, 2 * self.k_steps, halves,
                       [i * 2 * self.k_steps for i in range(planes)])
             for plane in range(planes):
@@ -184,15 +174,14 @@ class AttentionKernel:
         self.k_words = 2 * self.k_steps * self.k.size
         self.k_raw = w.registers("k_raw", 4 * self.k_words)
 
-    def _load_depth(self, matrix: Matrix, row: Any, into: Any, at: int, zero: bool) -> None:
-        """Load this thread's channels of a row of Q or K: see attention_operands."""
-        for pair in range(self.k_steps // 2):
-            load_codes(self.w, matrix, row, self.t * 16 + 64 * pair, 64 * pair + 48, 16, into,
-                       at + pair * 4 * matrix.size, zero)
-        if self.k_steps % 2:
-            first = 32 * (self.k_steps - 1)
-            load_codes(self.w, matrix, row, self.t * 8 + first, first + 24, 8, into,
-                       at + (self.k_steps - 1) * 2 * matrix.size, zero)
+    def scale_of(self, spec: GemmSpec, params: Sequence[Any], views: Mapping[Any, Any],
+                 depth: int) -> Scale:
+        """Return how a product over ``depth`` is requantised."""
+        scalars = None if spec.epilogue.kind == "acc" else views[params[-2]]
+        bound = depth
+        for buffer in params[:2]:
+            bound *= max(abs(end) for end in limits(str(buffer.dtype)))
+        return Scale(self.w, spec.epilogue, scalars, bound)
 
     # Q K^T
 
@@ -223,7 +212,7 @@ class AttentionKernel:
         for tile in range(-(-self.rest // 8) if rest else 4):
             key = first + 8 * tile + self.g
             at = w.bind("k_row", self.k.row(key) if rest else self.k.base + key * self.k.stride)
-            self._load_depth(self.k, at, self.k_raw, tile * self.k_words, zero=False)
+            load_depth(w, self.k, at, self.t, self.k_raw, tile * self.k_words, zero=False)
 
     def _scores_step(self, step: Any, valid: int) -> None:
         """Make the codes of a step, of which the first ``valid`` keys are real."""
@@ -310,7 +299,7 @@ class AttentionKernel:
         residual = None
         if self.bias is not None:
             residual = self.bias.value(r, column)
-        value = finished(self.w, p.scores.epilogue, acc, self.scales[0], residual)
+        value = finished(self.w, p.scores.epilogue, acc, self.scale, residual)
         for (params, position, stage), masks in zip(p.between, self.masks, strict=True):
             value = Elements.translate(self.w, stage, params[position], value, masks, r, column)
         return Steps(self.w).keep(value).to("int32")
@@ -318,7 +307,8 @@ class AttentionKernel:
     # Softmax
 
     def _softmax(self) -> None:
-        w, soft = self.w, self.softmax
+        w, p = self.w, self.p
+        soft = self.softmax = Softmax(w, p.stages, p.softmax_params, self.of_softmax)
         soft.start(self._reduced(self.most, self.stats[0], tirx.max))
         self.row_sum = w.registers("row_sum", 2)
         for r in range(2):
@@ -353,8 +343,8 @@ class AttentionKernel:
 
     def walk(self, body: Any) -> None:
         """Write ``body(step, valid)`` for all steps of this warp."""
-        if not (isinstance(self.whole, int) and self.whole == 0):
-            with self.w.loop("step", self.whole) as step:
+        if self.full:
+            with self.w.rolled("step", self.whole) as step:
                 body(step, 32)
         if self.rest:
             with self._rest():

@@ -32,7 +32,8 @@ from schedules.builder import const, load
 
 from .writer import CudaWriter, pointer
 
-__all__ = ["HIGH", "LOW", "PLANES", "Matrix", "fragments", "levels", "load_codes", "transposed"]
+__all__ = ["HIGH", "LOW", "PLANES", "Matrix", "fragments", "levels", "load_codes", "load_depth",
+           "transposed"]
 
 PLANES: dict[str, tuple[tuple[str, int], ...]] = {
     "int8": (("s8", 0),), "uint8": (("u8", 0),), "int16": (("s8", 8), ("u8", 0)),
@@ -126,6 +127,19 @@ def load_codes(w: CudaWriter, matrix: Matrix, row: Any, first: Any, most: int, c
             for word in range(unit // 4):
                 value = tirx.Select(column <= last, load(into, place + word), const(0, "int32"))
                 w.store(into, value, place + word)
+
+
+def load_depth(w: CudaWriter, matrix: Matrix, row: Any, t: Any, into: Any, at: int,
+               zero: bool) -> None:
+    """Load this thread's channels of a row of Q or K: see the module's docstring."""
+    steps = -(-matrix.columns // 32)
+    for pair in range(steps // 2):
+        load_codes(w, matrix, row, t * 16 + 64 * pair, 64 * pair + 48, 16, into,
+                   at + pair * 4 * matrix.size, zero)
+    if steps % 2:
+        first = 32 * (steps - 1)
+        load_codes(w, matrix, row, t * 8 + first, first + 24, 8, into,
+                   at + (steps - 1) * 2 * matrix.size, zero)
 
 
 def _load_single(w: CudaWriter, matrix: Matrix, row: Any, first: Any, most: int, count: int,

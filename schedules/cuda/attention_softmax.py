@@ -60,14 +60,14 @@ class Softmax:
 
     def _hold(self, node: Any) -> None:
         """Load a constant's element once, here."""
-        if (type(node).__name__ == "TensorLoad" and node.source in self.flat
-                and node not in self.constants):
-            if all(isinstance(i, tirx.IntImm) for i in node.indices) and len(node.indices) == 1:
-                code = load(self.flat[node.source], int(node.indices[0]))
-                dtype = str(node.source.dtype)
-                held = element(self.w.bind("constant", code), dtype)
-                self.constants[node] = Value(self.w.bind("constant", held.code), held.lo, held.hi,
-                                             held.dtype)
+        if (type(node).__name__ != "TensorLoad" or node.source not in self.flat
+                or node in self.constants or len(node.indices) != 1
+                or not isinstance(node.indices[0], tirx.IntImm)):
+            return
+        code = load(self.flat[node.source], int(node.indices[0]))
+        held = element(self.w.bind("constant", code), str(node.source.dtype))
+        code = self.w.bind("constant", held.code)
+        self.constants[node] = Value(code, held.lo, held.hi, held.dtype)
 
     def _difference(self, node: Any) -> None:
         """Know that a row's maximum minus an element is not negative."""
@@ -78,7 +78,9 @@ class Softmax:
             while type(side).__name__ == "Cast":
                 side = side.value
             sides.append(side.source if type(side).__name__ == "TensorLoad" else None)
-        if None not in sides and sides[0].same_as(self.most.buffer) and sides[1].same_as(self.x):
+        most, x = sides
+        if (most is not None and x is not None and most.same_as(self.most.buffer)
+                and x.same_as(self.x)):
             low, high = limits(str(self.x.dtype))
             self.known[node] = 0, high - low
 

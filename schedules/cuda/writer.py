@@ -123,6 +123,15 @@ class CudaWriter(Writer):
         off = tirx.const(False, "bool")
         self.emit(tirx.AttrStmt(const(0, "int32"), "pragma_unroll_explicit", off, loop))
 
+    @contextmanager
+    def rolled(self, name: str, extent: Any) -> Iterator[Any]:
+        """Open a loop that nvcc leaves one: unrolled, its loads would take more registers."""
+        with self.scope() as body, self.loop(name, extent) as var:
+            yield var
+        (loop,) = body
+        self.emit(tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body,
+                           annotations={"disable_unroll": True}))
+
     def barrier(self) -> None:
         """Wait for all threads of the block; what they wrote to shared memory is then seen."""
         self.emit(tirx.Evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared")))

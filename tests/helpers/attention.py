@@ -51,6 +51,7 @@ class Shape:
     shift: int = 0
     out_shift: int = 0
     mult: int = 1500000001
+    res_mult: int = 2**30
     res_shift: int = 30
 
 
@@ -85,8 +86,9 @@ def _bits(dtype: str) -> int:
     return {"int8": 7, "uint8": 8, "int16": 15}[dtype]
 
 
-def make(s: Shape, how: str = "random", seed: int = 0) -> Attention:
-    """Return an attention with random (or extreme) operands."""
+def make(s: Shape, how: str = "random", seed: int = 0,
+         operands: Sequence[np.ndarray] | None = None) -> Attention:
+    """Return an attention with random (or extreme) operands, or with ``operands``: q, k, v."""
     rng = np.random.default_rng(seed)
     columns = s.columns or s.depth
 
@@ -94,9 +96,8 @@ def make(s: Shape, how: str = "random", seed: int = 0) -> Attention:
         middle = (length, s.heads) if s.folded else (s.heads, length)
         return codes(rng, (s.batch, *middle, width), dtype, how)
 
-    q, k = operand(s.rows, s.depth, s.q), operand(s.keys, s.depth, s.k)
-    v = operand(s.keys, columns, s.v)
-    arrays = [q, k, v]
+    arrays = list(operands or (operand(s.rows, s.depth, s.q), operand(s.keys, s.depth, s.k),
+                               operand(s.keys, columns, s.v)))
     if s.bias:
         arrays.append(codes(rng, (1, s.heads, s.rows, s.keys), "int16", how))
     masks = [codes(rng, (1, s.batch, 1, s.rows, s.keys), "int16", how) for _ in range(s.masks)]
@@ -110,7 +111,7 @@ def make(s: Shape, how: str = "random", seed: int = 0) -> Attention:
 
     def body(q: Any, k: Any, v: Any, *more: Any) -> relax.Expr:
         bb = relax.BlockBuilder.current()
-        extra = {"res_mult": 2**30, "res_shift": s.res_shift} if s.bias else {}
+        extra = {"res_mult": s.res_mult, "res_shift": s.res_shift} if s.bias else {}
         added = [more[0]] if s.bias else []
         x = bb.emit(call("matmul_requant_add" if s.bias else "matmul_requant", q, k, *added,
                          **numbers, shift=s.shift or first, qmin=low, qmax=high, **axes,
@@ -174,11 +175,9 @@ def _expected(s: Shape, arrays: Sequence[np.ndarray], masks: Sequence[np.ndarray
     for mask in masks:
         x = rq(x, 1864801805, 31) + mask.astype(np.int64)[0]
         x = np.clip(x, *CODES[s.scores])
-    codes_of = relax.Var("x", relax.TensorType(x.shape, s.scores))
     soft = calls[-2]
     alone = module([x.astype(s.scores)], lambda x: relax.Call(soft.op, [x, *soft.args[1:]],
                                                               soft.attrs))
-    assert codes_of is not None
     p = Interpreter(alone).evaluate(x.astype(s.scores)).astype(np.int64)
     out = rq(wrapped(p @ v), last["mult"], last["shift"]) + s.zero_point
     out = np.clip(out, *CODES[s.out]).astype(s.out)
