@@ -13,7 +13,7 @@ packed by an instruction that limits them to their dtype, so only narrower clamp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,11 @@ class Finish:
     exact_columns: bool
     width: int = WIDTH
     parts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take a tail of its own: what that loads once, it loads in the scope that is open now."""
+        if self.result.tail is not None:
+            self.result = replace(self.result, tail=replace(self.result.tail))
 
     @property
     def vectors(self) -> bool:

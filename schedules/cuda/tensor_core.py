@@ -10,12 +10,14 @@ are multiplied by both, into two sets of sums, in one walk over K. Sums are modu
 the final value is proved to be in range.
 
 Where there are few results and K is long, ``warps_k`` groups of warps share a tile: each takes its
-part of the channels of every stage, and their sums meet in shared memory.
+part of the channels of every stage; their sums meet in shared memory, where each group fetches what
+it finishes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -63,12 +65,13 @@ class TensorCoreLinears:
         self._place_lane()
         self._prologue()
         self._walk()
-        if tile.warps_k == 1:
-            self._finish_members()
-        else:
-            self._join()
-            with w.when(self.part == 0):
-                self._finish_members()
+        if tile.warps_k > 1:
+            self._share_sums()
+        for part in range(tile.warps_k):
+            with w.when(self.part == part) if tile.warps_k > 1 else nullcontext():
+                if tile.warps_k > 1:
+                    self._add_others(part)
+                self._finish_members(part)
         return w.prim_func(params, attrs)
 
     def _place_block(self) -> None:
@@ -247,65 +250,92 @@ class TensorCoreLinears:
         """Return the first register of a tile of 16 x 8 sums."""
         return 4 * (((plane * self.tile.mt + mt) * self.tile.groups + group) * 4 + j)
 
-    def _join(self) -> None:
-        """Add the sums of the other parts to those of the first."""
+    def _owned(self, part: int) -> list[tuple[int, int]]:
+        """Return the (group, eighth of rows) of a warp's results that one part finishes."""
+        units = [(group, index) for group in range(self.tile.groups)
+                 for index in range(2 * self.tile.mt)]
+        return units[part :: self.tile.warps_k]
+
+    def _place(self, writer: int, owner: int, unit: tuple[int, int], i: int) -> Any:
+        """Return where a part leaves sum ``i`` of a unit for the part that owns it."""
+        tile = self.tile
+        each, count = tile.threads // tile.warps_k, 2 * tile.mt * tile.groups
+        rank = writer - (writer > owner)
+        number = rank * count + unit[0] * 2 * tile.mt + unit[1]
+        return (number * 8 + i) * each + self.w.thread % each
+
+    def _share_sums(self) -> None:
+        """Leave sums in shared memory for the parts that finish them."""
         w, tile = self.w, self.tile
-        each, count = tile.threads // tile.warps_k, 16 * tile.mt * tile.groups
-        others = w.shared("others", (tile.warps_k - 1) * each * count, "int32")
-        if self.size == 2:
-            with w.loop("i", count, "unrolled") as i:
-                high = tirx.shift_left(load(self.sums, i), const(8, "int32"))
-                w.store(self.sums, high + load(self.sums, i + count), i)
-        with w.when(self.part > 0), w.loop("i", count, "unrolled") as i:
-            place = ((self.part - 1) * count + i) * each + w.thread % each
-            w.store(others, load(self.sums, i), place)
+        self.others = w.shared("others", (tile.warps_k - 1) * tile.bm * tile.bn, "int32")
+        for part in range(tile.warps_k):
+            with w.when(self.part == part):
+                for owner in range(tile.warps_k):
+                    for group, index in self._owned(owner) if owner != part else ():
+                        for i, value in enumerate(self._row_sums(group, index)):
+                            w.store(self.others, value,
+                                    self._place(part, owner, (group, index), i))
         w.barrier()
-        with w.when(self.part == 0):
-            for part in range(tile.warps_k - 1):
-                with w.loop("i", count, "unrolled") as i:
-                    other = load(others, (part * count + i) * each + w.thread)
-                    w.store(self.sums, load(self.sums, i) + other, i)
+
+    def _add_others(self, part: int) -> None:
+        """Add the other parts' sums to what this part finishes."""
+        w = self.w
+        for group, index in self._owned(part):
+            for i, value in enumerate(self._row_sums(group, index)):
+                for writer in range(self.tile.warps_k):
+                    if writer != part:
+                        value = value + load(
+                            self.others, self._place(writer, part, (group, index), i))
+                w.store(self.sums, value, self._register(group, index, i))
 
     # Epilogue
 
-    def _finish_members(self) -> None:
+    def _finish_members(self, part: int) -> None:
+        """Write the epilogues; each is for what a part of the warps owns."""
         w = self.w
         for index, (result, condition) in enumerate(
                 zip(self.results, self.conditions, strict=True)):
             if condition is None and index == 0:
-                self._finish(result)
+                self._finish(result, part)
                 continue
             before = self.conditions[index - 1] if index else None
             here = condition if before is None else tirx.Not(before) if condition is None else (
                 tirx.all(tirx.Not(before), condition))
             with w.when(here):
-                self._finish(result)
+                self._finish(result, part)
 
-    def _finish(self, result: Result) -> None:
+    def _finish(self, result: Result, part: int) -> None:
         """Write the epilogue of one member."""
         w, tile = self.w, self.tile
         finish = Finish(w, result, result.rows % tile.bm == 0, result.columns % tile.bn == 0)
         line = tirx.floordiv(w.lane, const(4, "int32"))
         start = w.bind("row", self.first_row + self.warp_row + line)
-        rows = [w.bind("row", start + 16 * mt + 8 * half)
-                for mt in range(tile.mt) for half in range(2)]
         for group in range(tile.groups):
+            own = [index for found, index in self._owned(part) if found == group]
+            if not own:
+                continue
+            rows = [w.bind("row", start + 8 * index) for index in own]
             place = w.bind("place", (self.warp_group + group) * GROUP + w.lane % 4 * 8)
             finish.begin(w.bind("column", self.first_group * GROUP + place))
             held = finish.fetch(rows)
             finish.parameters([(self.columns, i * tile.bn + place) for i in range(3)])
-            for index, row in enumerate(rows):
-                mt, half = divmod(index, 2)
-                finish.row(row, self._row_sums(mt, group, half), held, index)
+            for number, (index, row) in enumerate(zip(own, rows, strict=True)):
+                joined = tile.warps_k > 1
+                finish.row(row, self._row_sums(group, index, joined), held, number)
 
-    def _row_sums(self, mt: int, group: int, half: int) -> list[Any]:
-        """Return eight neighbouring sums of a row."""
+    def _register(self, group: int, index: int, i: int) -> int:
+        """Return the register of sum ``i`` of eight neighbouring ones of a row."""
+        mt, half = divmod(index, 2)
+        return self._sum(0, mt, group, i // 2) + 2 * half + i % 2
+
+    def _row_sums(self, group: int, index: int, joined: bool = False) -> list[Any]:
+        """Return eight neighbouring sums of a row, of both planes unless they are joined."""
         found = []
         for i in range(8):
-            at = 2 * half + i % 2
-            value = load(self.sums, self._sum(0, mt, group, i // 2) + at)
-            if self.size == 2 and self.tile.warps_k == 1:
-                low = load(self.sums, self._sum(1, mt, group, i // 2) + at)
+            at = self._register(group, index, i)
+            value = load(self.sums, at)
+            if self.size == 2 and not joined:
+                low = load(self.sums, at + self._sum(1, 0, 0, 0))
                 value = tirx.shift_left(value, const(8, "int32")) + low
             found.append(value)
         return found

@@ -147,7 +147,8 @@ def predicted(
     # What a block takes of its multiprocessor, and how long it lasts alone.
     work = max(slices * warps * max(mma * _MMA / 4, ldmatrix * _LDMATRIX), moved / _CACHE)
     steps = slices * (_STEP + mma * _MMA * -(-warps // 4))
-    finishing = max(1.0, 8 * tile.warps_k / warps)
+    busy = warps * min(tile.warps_k, 2 * tile.mt * tile.groups) / tile.warps_k
+    finishing = max(1.0, 8 / busy)
     alone = _FIXED + max(steps, moved / _CACHE_ALONE) + joined + finish * finishing
     each = -(-blocks // SMS)
     return max(each * (work + finish / resident) + _FIXED, -(-each // resident) * alone)

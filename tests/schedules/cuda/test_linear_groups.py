@@ -98,6 +98,14 @@ def test_gelu_behind_a_matmul(method: str, dtype: str, channels: bool) -> None:
     run_group([case], [tail], SMALL)
 
 
+@pytest.mark.parametrize("tile", [CudaTile(16, 32, 256, 1, 1, 2, 4),
+                                  CudaTile(32, 64, 128, 1, 1, 2, 2)], ids=str)
+def test_parts_of_k_finish_with_a_tail(tile: CudaTile) -> None:
+    first = linear_case("int16", 21, 68, 300, "requant", "int16", shifts=(34, 44))
+    other = linear_case("int16", 21, 40, 300, "requant", "int8", share=first.inputs[:1], seed=4)
+    run_group([first, other], [gelu_tail(first.expected, "poly", channels=True), None], tile)
+
+
 def test_tail_of_a_classifier() -> None:
     case = linear_case("int8", 2, 70, 96, "requant", "int16", shifts=(34, 44))
     run_group([case], [gelu_tail(case.expected, "poly", channels=True)], None)
