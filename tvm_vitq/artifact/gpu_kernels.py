@@ -105,8 +105,8 @@ def count_launches(mod: tvm.IRModule) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``total``; ``blocks``, how many blocks there are; ``per_block``, the launches of the largest
-        (None where layers have other names).
+        ``total``; ``blocks``, how many blocks there are; ``per_block``, the launches of the
+        largest, and ``typical``, those of most blocks (None where layers have other names).
     """
     total, current = 0, ""
     blocks: Counter[str] = Counter()
@@ -125,8 +125,10 @@ def count_launches(mod: tvm.IRModule) -> dict[str, Any]:
                 current = ""
             if current:
                 blocks[current] += 1
+    typical = Counter(blocks.values()).most_common(1)
     return {"total": total, "blocks": len(blocks),
-            "per_block": max(blocks.values()) if blocks else None}
+            "per_block": max(blocks.values()) if blocks else None,
+            "typical": typical[0][0] if typical else None}
 
 
 @tvm.instrument.pass_instrument

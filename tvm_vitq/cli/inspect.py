@@ -26,9 +26,9 @@ def command(
 ) -> None:
     """Describe ARTIFACT: operators, dtypes, scales, float boundary, proofs."""
     with verb(debug):
-        from tvm_vitq.artifact.load import Artifact
+        from tvm_vitq.artifact.stored import StoredArtifact
 
-        report = Artifact(artifact, describe_only=True).inspect()
+        report = StoredArtifact(artifact).inspect()
     emit(report, json, lambda console: _show(console, report, layers, ranges))
 
 
@@ -93,7 +93,8 @@ def _gpu_facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     launches, kernels = report["gpu"]["launches"], report["kernels"].values()
     words = f"{launches['total']} launches of {len(report['kernels'])} kernels"
     if launches["per_block"] is not None:
-        words += f", at most {launches['per_block']} in a block ({launches['blocks']} blocks)"
+        words += (f"; {launches['typical']} in a block, {launches['per_block']} in the largest of "
+                  f"{launches['blocks']}")
     spilled = sum(kernel.get("local_bytes", 0) for kernel in kernels)
     most = max(kernel.get("registers", 0) for kernel in kernels)
     replayed = report["golden"]["replayed_with"]
