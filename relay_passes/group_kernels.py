@@ -156,9 +156,9 @@ class _Function:
     def _reader(self, kernel: _Kernel) -> tuple[_Kernel, int] | None:
         """Return the only reader of a kernel's result, and at which argument."""
         readers = self.readers.get(kernel.var, [])
-        if len(readers) != 1 or readers[0] is None:
+        reader = readers[0] if len(readers) == 1 else None
+        if reader is None:
             return None
-        (reader,) = readers
         return reader, next(i for i, arg in enumerate(reader.args)
                             if self._source(arg).same_as(kernel.var))
 

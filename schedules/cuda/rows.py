@@ -379,7 +379,8 @@ class _Rows:
             if buffer in self.flat:
                 key = self._key(stage, node)
                 if along and key in words:
-                    return self._code(buffer, *words[key], i)
+                    held, first = words[key]
+                    return self._code(buffer, held, first, i)
                 place_of = [index_of(code(index)) for index in indices]
                 return load(self.flat[buffer], self._at(buffer, place_of[:-1], place_of[-1]))
             if buffer in self.kept:
