@@ -143,7 +143,8 @@ class _Rows:
 
     def _keep(self, stage: Stage, value: Any) -> None:
         """Keep a row's number. In a register array, for TVM would write out a bound value anew
-        wherever it is used, and a LayerNorm's chain of them would grow to a thousand times."""
+        wherever it is used, and a LayerNorm's chain of them would grow to a thousand times.
+        """
         held = self.w.registers(stage.name, 1, str(stage.buffer.dtype))
         self.w.store(held, value, 0)
         self.scalars[stage.buffer] = load(held, 0)
