@@ -142,8 +142,10 @@ class _Rows:
         self._keep(stage, self._expressions(stage, None, {}).code(stage.value))
 
     def _keep(self, stage: Stage, value: Any) -> None:
-        """Keep a row's number. In a register array, for TVM would write out a bound value anew
-        wherever it is used, and a LayerNorm's chain of them would grow to a thousand times.
+        """Keep a row's number in a register array.
+
+        TVM would write out a bound value anew wherever it is used, and a LayerNorm's chain of them
+        would grow to a thousand times.
         """
         held = self.w.registers(stage.name, 1, str(stage.buffer.dtype))
         self.w.store(held, value, 0)
