@@ -87,6 +87,10 @@ def make_recipe(source: str | None, choices: dict[str, Any]) -> Recipe:
     return Recipe.from_dict({**values, **changes})
 
 
+_FILES = (".onnx", ".pt2", ".vitq", ".json", ".pt", ".pth", ".safetensors", ".ckpt", ".bin", ".so")
+"""Endings that no model's name has."""
+
+
 @dataclass
 class CompileJob:
     """One ``tvm-vitq compile``; the fields are its options."""
@@ -145,6 +149,14 @@ class CompileJob:
         saved = is_saved_module(self.model)
         self._check_options(saved, preprocess)
         from tvm_vitq.artifact.emulate import find_emulator
+        from tvm_vitq.artifact.gpu import GPU_EMULATOR
+        from tvm_vitq.artifact.toolchain import compiler
+
+        # What can be known before TVM is imported, which takes seconds.
+        if self.verify_with is not None:
+            find_emulator(self.verify_with, self.verify_with == GPU_EMULATOR)
+        if self.target.partition("+")[0] == "aarch64":
+            compiler("aarch64")
         from tvm_vitq.compiler import compile_module, resolve
         from tvm_vitq.evaluate import read_names
 
@@ -153,7 +165,7 @@ class CompileJob:
             find_emulator(self.verify_with, target.kind.name == "cuda")
         labels = read_names(self.labels) if self.labels is not None else None
         if self.threads is not None:
-            from tvm_vitq.artifact.load import set_threads
+            from tvm_vitq.artifact.threads import set_threads
 
             set_threads(self.threads)
 
@@ -196,7 +208,22 @@ class CompileJob:
         made, _ = self._from_saved(phase) if saved else self._from_model(phase, preprocess)
         return made
 
+    def _check_model(self) -> None:
+        """Refuse a file that is not there, or that no front end reads; names are left to them."""
+        path = Path(self.model)
+        if ":" in self.model or (path.suffix not in _FILES and "/" not in self.model):
+            return
+        if not path.exists():
+            raise VitqError(f"there is no file {path}")
+        if path.suffix not in (".onnx", ".pt2"):
+            raise VitqError(
+                f"{path} is no model: give a timm name (with --checkpoint), a factory "
+                "'package.module:function', .pt2, .onnx, or what --save-quantized wrote"
+            )
+
     def _check_options(self, saved: bool, preprocess: dict[str, Any]) -> None:
+        if not saved:
+            self._check_model()
         if not saved and self.calib is None:
             raise VitqError("--calib is missing: give a folder of images, an .npz or an .npy")
         if self.calib is not None and not Path(self.calib).exists():
@@ -213,7 +240,8 @@ class CompileJob:
             )
             if given:
                 raise VitqError(
-                    f"{self.model} is quantized already; {', '.join(given)} cannot change it"
+                    f"{self.model} is quantized already; {', '.join(given)} cannot change it: "
+                    f"compile the model itself with {' and '.join(given)}, and --save-quantized"
                 )
 
     def _from_saved(self, phase: Any) -> tuple[tvm.IRModule, np.ndarray | None]:

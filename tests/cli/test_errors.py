@@ -175,6 +175,50 @@ def test_wrong_labels_count(refused: Refused, tmp_path: Path) -> None:
     assert "2 labels" in refused("compile", saved, "-o", tmp_path / "o.so", "--labels", names)
 
 
+def test_the_uint8_form_of_a_saved_module(refused: Refused, tmp_path: Path) -> None:
+    saved = save_quantized(toy_quantized(), tmp_path / "q.json")
+    line = refused("compile", saved, "-o", tmp_path / "o.so", "--input", "uint8")
+    assert "compile the model itself with --input" in line and "--save-quantized" in line
+
+
+@pytest.mark.parametrize("model", ["nope.vitq", "absent/vit_tiny", "weights.safetensors"])
+def test_a_model_that_is_no_file(refused: Refused, tmp_path: Path, model: str) -> None:
+    """A path is looked for before anything else is asked for."""
+    line = refused("compile", model, "-o", tmp_path / "o.so")
+    assert f"there is no file {model}" in line
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"\0")
+    assert "is no model: give a timm name" in refused("compile", weights, "-o", tmp_path / "o.so")
+
+
+def test_what_is_known_before_tvm(tmp_path: Path) -> None:
+    """An emulator or a cross compiler that is absent is said without an import of TVM."""
+    (tmp_path / "tvm.py").write_text("raise RuntimeError('TVM was imported')")
+    words = ["compile", "a:b", "--calib", str(tmp_path), "-o", str(tmp_path / "o.so")]
+    for more, why in ((["--verify-with", "qemu-nothing"], "no emulator qemu-nothing"),
+                      (["--target", "aarch64+dotprod"], "no compiler to link for aarch64")):
+        done = subprocess.run(
+            [sys.executable, "-m", "tvm_vitq.cli", *words, *more], cwd=ROOT, text=True,
+            env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": str(tmp_path)}, capture_output=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 2 and why in done.stderr, done.stderr
+
+
+def test_usage_errors_name_the_help(refused: Refused, cli: Cli) -> None:
+    assert "'tvm-vitq verify --help' lists its options" in refused("verify", "a.so", "--threads", 0)
+    assert "'tvm-vitq --help' lists verbs" in refused("polish")
+    done = cli("--version")
+    assert done.code == 0 and done.out.startswith("tvm-vitq ") and done.out.count("\n") == 1
+
+
+def test_more_threads_than_any_use(refused: Refused, toy: Path, pictures: Path) -> None:
+    image = pictures / "img" / "0.png"
+    for words in (("verify", toy), ("run", toy, image), ("eval", toy, "--images", pictures)):
+        line = refused(*words, "--threads", 100_000)
+        assert f"this machine has {os.cpu_count()} CPUs" in line
+
+
 def test_bad_recipe_files(refused: Refused, calib: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"
     words = ("compile", "tvm_vitq.demo:digits_vit", "--calib", calib, "-o", tmp_path / "o.so")

@@ -33,9 +33,14 @@ def test_compiled_but_not_replayed(cli: Cli, refused: Refused, tmp_path: Path) -
     assert "for aarch64 and this machine is x86_64" in report["not_replayed"]
     words = cli("compile", saved, "-o", out, "--target", "cortex-a76").out
     assert "2 golden vectors stored, not replayed here" in words and "equal" not in words
-    for verb in ("verify", "inspect", "run"):
-        line = refused(verb, out, *(["x.png"] if verb == "run" else []))
+    for verb, more in (("verify", ()), ("run", ("x.png",)), ("bench", ("--peers", "none"))):
+        line = refused(verb, out, *more)
         assert "was built for aarch64" in line and "--with qemu-aarch64" in line
+        assert "bench a board with --rpc" in line
+    described = cli("inspect", out, "--json").json()
+    assert described["target"]["name"] == "cortex-a76" and described["golden_vectors"] == 2
+    assert described["integer_only"] and len(described["bounds"]) == described["claims"]
+    assert described["float_instructions"] == 0
 
 
 @on_x86
@@ -50,9 +55,20 @@ def test_replayed_by_qemu(cli: Cli, tmp_path: Path) -> None:
     assert again.code == 0 and again.json()["logits_compared"] == 10
 
 
+@on_x86
 @needs_qemu
-def test_an_emulator_of_another_architecture(refused: Refused, toy: Path) -> None:
-    assert f"fails under {QEMU}" in refused("verify", toy, "--with", QEMU)
+def test_emulators_that_will_not_do(refused: Refused, toy: Path, tmp_path: Path) -> None:
+    assert "was built for x86_64: leave out --with" in refused("verify", toy, "--with", QEMU)
+    out = tmp_path / "toy.so"
+    tvm_vitq.compile(toy_quantized(), "aarch64+dotprod", out)
+    line = refused("verify", out, "--with", "/bin/true")
+    assert "/bin/true ended without running the code; is it an emulator for aarch64?" in line
+    other = tmp_path / "qemu-arm"
+    other.symlink_to("/bin/true")
+    assert "aarch64: give --with qemu-aarch64" in refused("verify", out, "--with", other)
+    line = refused("verify", out, "--with", f"{QEMU} -cpu cortex-a53")
+    assert "has instructions that qemu-aarch64 -cpu cortex-a53 lacks" in line
+    assert "it needs asimddp" in line and "-cpu max" in line
 
 
 def test_a_processor_that_lacks_a_feature(

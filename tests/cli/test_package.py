@@ -47,6 +47,14 @@ def test_bad_artefacts(refused: Refused, toy: Path, out: Path, tmp_path: Path, k
     assert _nothing_at(out)
 
 
+def test_code_for_a_gpu(refused: Refused, out: Path, tmp_path: Path) -> None:
+    target = {"name": "cuda", "kind": "cuda", "arch": "sm_80", "architecture": HERE,
+              "features": []}  # fmt: skip
+    path = toy_artifact(tmp_path / "gpu.so", change={"target": target})
+    line = refused("package", path, "-o", out)
+    assert "is for an NVIDIA GPU (sm_80)" in line and "compile it again with --target" in line
+
+
 def test_another_format(refused: Refused, out: Path, tmp_path: Path) -> None:
     new = toy_artifact(tmp_path / "new.so", change={"format": 99})
     assert "artefact format 99" in refused("package", new, "-o", out)

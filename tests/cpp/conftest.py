@@ -42,7 +42,7 @@ def quiet(*command: object, **options: str) -> None:
 def _build(folder: Path, *options: str, only: Sequence[str] = ()) -> None:
     quiet("cmake", "-S", PROJECT, "-B", folder, f"-DVITQ_PYTHON={sys.executable}",
           f"-DVITQ_PROGRAM={PROGRAM}", *options, cwd=str(ROOT))  # fmt: skip
-    quiet("cmake", "--build", folder, *(("--target", *only) if only else ()))
+    quiet("cmake", "--build", folder, "--parallel", "2", *(("--target", *only) if only else ()))
 
 
 @pytest.fixture(scope="session")

@@ -84,21 +84,23 @@ void Inputs(const Words& words) {
     Say(model.Run(bad.data(), size));
   }
   Say(vitq::Model::Open(words[0], {-1}));
+  Say(vitq::Model::Open(words[0], {vitq::MostThreads() + 1}));
   Say(run(size));
   Say(run(2 * size));
   std::cout << model.Top(*run(size), 1000).size() << " " << model.Top({}, 5).size() << std::endl;
 }
 
-// two MODEL MODEL: in turn they give what each gives alone.
+// two MODEL MODEL [ROUNDS]: in turn they give what each gives alone.
 void Two(const Words& words) {
+  const int rounds = words.size() > 2 ? std::stoi(words[2]) : 20;
   std::vector<Logits> alone;
-  for (const std::string& path : words) {
-    vitq::Model model = Open(path);
+  for (int i = 0; i < 2; ++i) {
+    vitq::Model model = Open(words[i]);
     alone.push_back(Run(model, 1));
   }
   vitq::Model first = Open(words[0]), second = Open(words[1]);
   int different = 0;
-  for (int i = 0; i < 20; ++i)
+  for (int i = 0; i < rounds; ++i)
     different += (Run(first, 1) != alone[0]) + (Run(second, 1) != alone[1]);
   { vitq::Model gone = std::move(first); }  // the other one lives on
   different += Run(second, 1) != alone[1];

@@ -108,7 +108,11 @@ def test_what_is_wrong_is_one_line(
     cases = {
         "usage:": [],
         "--top takes a number": [toy, "--top", "0"],
-        "--threads takes a number from 1 to 1024": [toy, "--threads", "1025"],
+        "--threads takes a number from 1 to": [toy, "--threads", ""],
+        "1025 threads are too many: this machine has": [toy, "--threads", "1025"],
+        "100000 threads are too many": [toy, "--threads", "100000", "--verify"],
+        "can run here; give an IMAGE or --verify": [toy],
+        f"cannot read {tmp_path}: Is a directory": [toy, tmp_path],
         "unknown option --colour": [toy, "--colour"],
         "No such file": [toy, "absent.png"],
         "neither JPEG nor PNG": [toy, toy],
@@ -122,6 +126,11 @@ def test_what_is_wrong_is_one_line(
         assert done.returncode == 2 and done.stdout == "", (arguments, done.stderr)
         assert words in done.stderr and done.stderr.startswith("error: "), (words, done.stderr)
         assert done.stderr.count("\n") == 1
+
+
+def test_help(release: Path) -> None:
+    done = _classify(release, "absent.so", "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: vitq_classify MODEL.so")
 
 
 @pytest.mark.parametrize("name", ["rgb.jpg", "progressive.jpg", "cmyk.jpg", "rgb.png",

@@ -89,7 +89,7 @@ def test_another_format_and_processor(sanitized: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["toy", "toy_uint8"])
 def test_wrong_inputs(sanitized: Path, kind: str, request: pytest.FixtureRequest) -> None:
     lines = _run(sanitized, "inputs", request.getfixturevalue(kind))
-    refused = 10 if kind == "toy" else 8
+    refused = 11 if kind == "toy" else 9
     assert all(CODES[int(line.split()[0])] == "input" for line in lines[:refused])
     assert "383 numbers; one image has 384" in lines[0] or "191 numbers" in lines[0]
     assert lines[refused:] == ["accepted", "accepted", "5 0"]

@@ -101,6 +101,8 @@ def test_tensors_and_errors_there(server: Running) -> None:
         assert not isinstance(caught.value, BoardGone) and "\n" not in str(caught.value)
         with pytest.raises(VitqError, match="at least 1"):
             session.set_threads(0)
+        with pytest.raises(VitqError, match="100000 threads are too many: the board 127"):
+            session.set_threads(100_000)
         session.set_threads(1)
     with pytest.raises(BoardGone, match="the session is closed"):
         session.call("runtime.config_threadpool", 1, 1)

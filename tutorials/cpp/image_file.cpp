@@ -6,8 +6,7 @@
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <iterator>
+#include <memory>
 #include <vector>
 
 extern "C" {
@@ -165,12 +164,19 @@ Result<Pixels> ReadPng(const std::string& path, const Bytes& file) {
 }  // namespace
 
 Result<Pixels> ReadImage(const std::string& path) {
-  errno = 0;
-  std::ifstream stream(path, std::ios::binary);
-  Bytes file{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  if (!stream.is_open())
+  // Not a stream: of a folder its iterators throw.
+  std::unique_ptr<std::FILE, int (*)(std::FILE*)> stream(std::fopen(path.c_str(), "rb"),
+                                                         &std::fclose);
+  const auto unreadable = [&] {
     return Error{Code::kCannotRead, "cannot read " + path + ": " + std::strerror(errno)};
+  };
+  if (!stream) return unreadable();
   try {
+    Bytes file;
+    unsigned char part[1 << 16];
+    while (size_t size = std::fread(part, 1, sizeof part, stream.get()))
+      file.insert(file.end(), part, part + size);
+    if (std::ferror(stream.get())) return unreadable();
     if (file.size() >= 3 && std::memcmp(file.data(), "\xff\xd8\xff", 3) == 0)
       return ReadJpeg(path, file);
     if (file.size() >= 8 && png_sig_cmp(file.data(), 0, 8) == 0) return ReadPng(path, file);

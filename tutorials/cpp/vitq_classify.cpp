@@ -2,6 +2,7 @@
 //
 //   vitq_classify MODEL.so [--top N] [--threads N] [--json] [--verify] [IMAGE...]
 //
+// It wants images, --verify, or both.
 // Exit status: 0 done, 1 the golden vectors give other logits, 2 the input was wrong (one line on
 // standard error says what).
 #include <chrono>
@@ -23,20 +24,26 @@ struct Arguments {
   std::string model;
   std::vector<std::string> images;
   int top = 5, threads = 0;
-  bool json = false, verify = false;
+  bool json = false, verify = false, help = false;
 };
 
 vitq::Result<Arguments> Parse(int argc, char** argv) {
   Arguments found;
   for (int i = 1; i < argc; ++i) {
     std::string word = argv[i];
-    if (word == "--top" || word == "--threads") {
+    if (word == "--help" || word == "-h") {
+      found.help = true;
+      return found;
+    } else if (word == "--top" || word == "--threads") {
       char* end = nullptr;
       long value = i + 1 < argc ? std::strtol(argv[i + 1], &end, 10) : 0;
-      const long most = word == "--top" ? 1000000 : vitq::kMostThreads;
-      if (end == nullptr || *end != '\0' || value < 1 || value > most)
+      const long most = word == "--top" ? 1000000 : vitq::MostThreads();
+      if (end == nullptr || end == argv[i + 1] || *end != '\0' || value < 1 ||
+          (value > most && word == "--top"))
         return vitq::Error{vitq::Code::kWrongInput,
                            word + " takes a number from 1 to " + std::to_string(most)};
+      if (value > most)
+        return vitq::Error{vitq::Code::kWrongInput, vitq::TooManyThreads(argv[i + 1])};
       (word == "--top" ? found.top : found.threads) = static_cast<int>(value);
       ++i;
     } else if (word == "--json") {
@@ -51,8 +58,7 @@ vitq::Result<Arguments> Parse(int argc, char** argv) {
       found.images.push_back(word);
     }
   }
-  if (found.model.empty() || (found.images.empty() && !found.verify))
-    return vitq::Error{vitq::Code::kWrongInput, kUsage};
+  if (found.model.empty()) return vitq::Error{vitq::Code::kWrongInput, kUsage};
   return found;
 }
 
@@ -103,9 +109,16 @@ int Complain(const vitq::Error& error) {
 int main(int argc, char** argv) {
   vitq::Result<Arguments> arguments = Parse(argc, argv);
   if (!arguments) return Complain(arguments.error());
+  if (arguments->help) {
+    std::cout << kUsage << std::endl;
+    return 0;
+  }
   vitq::Result<vitq::Model> model =
       vitq::Model::Open(arguments->model, {arguments->threads});
   if (!model) return Complain(model.error());
+  if (arguments->images.empty() && !arguments->verify)
+    return Complain({vitq::Code::kWrongInput,
+                     arguments->model + " can run here; give an IMAGE or --verify"});
   bool equal = true;
   std::string json = "{\"artifact\": " + Quote(arguments->model);
   if (arguments->verify) {

@@ -137,7 +137,7 @@ def check_artifact_file(path: str | Path) -> ElfFile:
     if elf.machine != host_machine():
         raise VitqError(
             f"{path} was built for {elf.machine} and this machine is {host_machine()}; run it "
-            f"there, replay it with 'tvm-vitq verify --with qemu-{elf.machine}', or compile it "
-            "again with --target native"
+            f"there, replay it with 'tvm-vitq verify --with qemu-{elf.machine}', give verify or "
+            "bench a board with --rpc, or compile it again with --target native"
         )
     return elf

@@ -6,13 +6,13 @@ architecture's TVM runtime, and started under an emulator such as ``qemu-aarch64
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ import numpy as np
 
 from relay_passes.errors import VitqError
 
-from .elf import read_elf
-from .golden import expand
-from .gpu import GPU_EMULATOR
+from .elf import MACHINES, host_machine
+from .gpu import GPU_EMULATOR, is_gpu
+from .stored import StoredArtifact
 from .toolchain import compiler, include_folders, runtime_libraries
 
 __all__ = ["Emulator", "emulated_verify", "find_emulator", "run",
@@ -135,11 +135,17 @@ class Emulator:
             command = [*self.command, str(self.program), str(Path(library).resolve()), scratch]
             done = subprocess.run([*command, *words], capture_output=True, text=True, check=False,
                                   env=self._environment())  # fmt: skip
+            place = " ".join(self.command) or "no emulator"
+            if done.returncode in (-signal.SIGILL, 128 + signal.SIGILL):
+                raise VitqError(f"{library} has instructions that {place} lacks{_needs(library)}")
             if done.returncode != 0:
                 last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-                place = " ".join(self.command) or "no emulator"
                 raise VitqError(f"{library} fails under {place}: {last}")
-            return [_read(folder / f"{i}.tensor") for i in range(len(calls))]
+            results = [folder / f"{i}.tensor" for i in range(len(calls))]
+            if not all(path.is_file() for path in results):
+                raise VitqError(f"{place} ended without running the code; is it an emulator for "
+                                f"{self.architecture}?")  # fmt: skip
+            return [_read(path) for path in results]
 
     def _environment(self) -> dict[str, str]:
         """Tell qemu where the architecture's C library is, unless the user does."""
@@ -148,6 +154,15 @@ class Emulator:
         if root.is_dir():
             environment.setdefault("QEMU_LD_PREFIX", str(root))
         return environment
+
+
+def _needs(library: str | Path) -> str:
+    """Return what the processor must have to run an artefact, as the end of an error."""
+    try:
+        features = StoredArtifact(library).metadata["target"]["features"]
+    except VitqError:  # a library of single kernels
+        return ""
+    return f": it needs {', '.join(features)}; name a processor that has it, as with -cpu max"
 
 
 def write_tensor(path: Path, value: np.ndarray) -> None:
@@ -194,6 +209,19 @@ def run(
     return np.concatenate(results)[: len(inputs)]
 
 
+def _check_architecture(command: str, artifact: StoredArtifact) -> None:
+    """Refuse one of qemu's emulators that its name says is for another architecture."""
+    words = shlex.split(command)
+    named = Path(words[0]).name.removesuffix("-static") if words else ""
+    machine = artifact.machine
+    if not named.startswith("qemu-") or named == f"qemu-{machine}":
+        return
+    if named.removeprefix("qemu-") not in MACHINES.values():
+        return
+    mend = "leave out --with" if machine == host_machine() else f"give --with qemu-{machine}"
+    raise VitqError(f"{artifact.path} was built for {machine}: {mend}")
+
+
 def emulated_verify(path: str | Path, command: str) -> dict[str, Any]:
     """Replay the golden vectors of an artefact under an emulator and compare, bit for bit.
 
@@ -218,14 +246,14 @@ def emulated_verify(path: str | Path, command: str) -> dict[str, Any]:
         from .emulate_gpu import emulated_gpu_verify
 
         return emulated_gpu_verify(path)
+    stored = StoredArtifact(path)
+    find_emulator(command, is_gpu(stored.metadata["target"]))
+    _check_architecture(command, stored)
+    codes, expected = stored.golden
     with tempfile.TemporaryDirectory(prefix="tvm-vitq-") as scratch:
-        emulator = Emulator(command, read_elf(path).machine, scratch)
-        names = ("vitq_metadata", "vitq_golden_inputs", "vitq_golden_logits")
-        raw, stored, expected = emulator.call(path, [(name, []) for name in names])
-        meta: Mapping[str, Any] = json.loads(raw.tobytes().decode())
-        spec = meta["input"]["codes"]
-        codes = expand(stored, int(meta.get("golden", {}).get("shift", 0)), spec["dtype"])
-        found = run(emulator, path, "main_codes", codes, int(spec["shape"][0]))
+        emulator = Emulator(command, stored.machine, scratch)
+        batch = int(stored.metadata["input"]["codes"]["shape"][0])
+        found = run(emulator, path, "main_codes", codes, batch)
     different = int((found != expected).sum())
     return {
         "equal": different == 0,

@@ -11,11 +11,12 @@ from .gpu import is_gpu
 
 if TYPE_CHECKING:
     from .load import Artifact
+    from .stored import StoredArtifact
 
 __all__ = ["inspect_artifact"]
 
 
-def inspect_artifact(artifact: Artifact) -> dict[str, Any]:
+def inspect_artifact(artifact: Artifact | StoredArtifact) -> dict[str, Any]:
     """Describe an artefact as one JSON-ready dictionary.
 
     Returns
@@ -55,7 +56,7 @@ def inspect_artifact(artifact: Artifact) -> dict[str, Any]:
     return _whole(report, artifact)
 
 
-def _whole(report: dict[str, Any], artifact: Artifact) -> dict[str, Any]:
+def _whole(report: dict[str, Any], artifact: Artifact | StoredArtifact) -> dict[str, Any]:
     """Return the report with the metadata and the bounds."""
     meta = artifact.metadata
     analysis = {key: value for key, value in meta["analysis"].items() if key not in report}

@@ -8,7 +8,6 @@ operator of the dialect mixes images.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import zlib
@@ -20,32 +19,15 @@ import numpy as np
 
 from relay_passes.errors import VitqError
 
-from .elf import METADATA_FORMAT, check_artifact_file
+from .elf import check_artifact_file
 from .golden import expand
 from .gpu import is_gpu, open_without_gpu, reason_not_here
+from .stored import check_format
+from .threads import set_threads
 
-__all__ = ["Artifact", "load", "missing_features", "set_threads"]
+__all__ = ["Artifact", "load", "missing_features"]
 
 _WITHOUT_GPU = "replay it with 'tvm-vitq verify --with emulator', or compile it for this processor"
-
-
-def set_threads(threads: int) -> None:
-    """Set how many threads the kernels of this process use.
-
-    Raises
-    ------
-    VitqError
-        If ``threads`` is not positive.
-    """
-    if threads < 1:
-        raise VitqError(f"the number of threads must be at least 1, got {threads}")
-    # The pool reads the variable when it starts; a running pool is configured directly.
-    os.environ["TVM_NUM_THREADS"] = str(threads)
-    import tvm_ffi
-
-    configure = tvm_ffi.get_global_func("runtime.config_threadpool", allow_missing=True)
-    if configure is not None:
-        configure(1, threads)
 
 
 class Artifact:
@@ -90,13 +72,13 @@ class Artifact:
                 f"{self.path} cannot be loaded by TVM {tvm.__version__}; compile it again with "
                 f"this version of tvm-vitq ({lines[-1][:200]})"
             ) from why
-        self._check_format()
+        check_format(self.path, self.metadata)
         self._check_cpu()
         self.metadata |= details
         if is_gpu(self.metadata["target"]) and not describe_only:
-            why = reason_not_here(self.metadata["target"])
-            if why:
-                raise VitqError(f"{self.path} cannot run here: {why}; {_WITHOUT_GPU}")
+            reason = reason_not_here(self.metadata["target"])
+            if reason:
+                raise VitqError(f"{self.path} cannot run here: {reason}; {_WITHOUT_GPU}")
             self._device = tvm.cuda()
             self._vm = relax.VirtualMachine(module, self._device)
         self._main = self._vm["main"]
@@ -108,18 +90,6 @@ class Artifact:
         self.metadata: dict[str, Any] = json.loads(raw.decode())
         details: dict[str, Any] = self._compressed("vitq_details")
         return details
-
-    def _check_format(self) -> None:
-        found = self.metadata.get("format") if isinstance(self.metadata, dict) else None
-        if found == METADATA_FORMAT:
-            return
-        versions = self.metadata.get("versions") if isinstance(self.metadata, dict) else None
-        made = versions.get("tvm_vitq", "unknown") if isinstance(versions, dict) else "unknown"
-        age = "a newer" if isinstance(found, int) and found > METADATA_FORMAT else "an older"
-        raise VitqError(
-            f"{self.path} has artefact format {found}, this tvm-vitq reads {METADATA_FORMAT}: it "
-            f"was made by {age} version ({made}); compile it again or install that version"
-        )
 
     def _check_cpu(self) -> None:
         missing = missing_features(self.metadata["target"].get("features", []))
@@ -303,7 +273,8 @@ def load(path: str | Path, threads: int | None = None) -> Artifact:
     Raises
     ------
     VitqError
-        If the file is missing, truncated, foreign, from an older version, or for another machine.
+        If the file is missing, truncated, foreign, from an older version, or for another machine;
+        if there are more threads than the machine has a use for.
     """
     return Artifact(path, threads)
 

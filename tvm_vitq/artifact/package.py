@@ -7,7 +7,6 @@ libpng are linked into the program; the C and C++ libraries are the device's.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -17,10 +16,11 @@ from typing import Any
 from relay_passes.errors import VitqError
 
 from .device import ARCHITECTURES, add_runtime, build_program, write_folder
-from .elf import METADATA_FORMAT, read_artifact
+from .gpu import is_gpu
 from .image_libraries import image_libraries
+from .stored import StoredArtifact
 
-__all__ = ["PROGRAM", "package", "stored_metadata"]
+__all__ = ["PROGRAM", "package"]
 
 PROGRAM = "vitq_classify"
 _VERSION = re.compile(rb"\0(GLIBC|GLIBCXX)_([0-9.]+)(?=\0)")
@@ -30,30 +30,6 @@ _RUN = """#!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
 exec "$here/{program}" "$here"/{artifact} "$@"
 """
-
-
-def stored_metadata(path: str | Path) -> dict[str, Any]:
-    """Read the metadata of an artefact of any architecture, without loading it.
-
-    It lies in the library as it was stored: JSON that begins with the artefact's format.
-
-    Raises
-    ------
-    VitqError
-        If it is not there, or of a format that the C++ header does not read.
-    """
-    _, mark, rest = Path(path).read_bytes().partition(b'{"format":')
-    text = (mark + rest[: rest.find(b"\0")]).decode("utf-8", "replace")
-    try:
-        found, _ = json.JSONDecoder().raw_decode(text)
-    except ValueError:
-        raise VitqError(f"{path} has no metadata; compile it again") from None
-    if found["format"] != METADATA_FORMAT:
-        raise VitqError(
-            f"{path} has artefact format {found['format']}, this version of tvm-vitq reads "
-            f"{METADATA_FORMAT}; compile it again"
-        )
-    return found
 
 
 def package(
@@ -80,11 +56,13 @@ def package(
     Raises
     ------
     VitqError
-        If the artefact is of another architecture, the folder is in use or cannot be written, or
-        the compiler, TVM's runtime or the image libraries of that architecture are not to be had.
+        If the artefact is of another architecture or for a GPU, the folder is in use or cannot be
+        written, or the compiler, TVM's runtime or the image libraries of that architecture are not
+        to be had.
     """
     artifact, output = Path(artifact), Path(output)
-    machine = read_artifact(artifact).machine
+    stored = StoredArtifact(artifact)
+    machine, target = stored.machine, stored.metadata["target"]
     wanted = architecture or machine
     if wanted not in ARCHITECTURES:
         raise VitqError(f"cannot package for {wanted}; use {' or '.join(ARCHITECTURES)}")
@@ -95,7 +73,12 @@ def package(
         )
     if artifact.name in _RESERVED:
         raise VitqError(f"{artifact} has the name of another file of the folder; rename it")
-    features = stored_metadata(artifact)["target"]["features"]
+    if is_gpu(target):
+        raise VitqError(
+            f"{artifact} is for an NVIDIA GPU ({target['arch']}) and what is packaged runs on a "
+            f"processor; compile it again with --target {ARCHITECTURES[wanted]}"
+        )
+    features = target["features"]
     versions: dict[str, str] = {}
 
     def fill(folder: Path) -> None:

@@ -5,6 +5,9 @@ Exit status: 0 done, 1 the check failed, 2 the input was wrong (one line on stan
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from . import bench as _bench
@@ -29,6 +32,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"tvm-vitq {version('tvm-vitq')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("compile")(_compile.command)
 app.command("run")(_run.command)
 app.command("eval")(_eval.command)

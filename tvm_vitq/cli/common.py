@@ -40,6 +40,11 @@ def _complain(message: str) -> None:
     print("error: " + " ".join(message.split()), file=sys.stderr)
 
 
+def _listed(context: Any) -> str:
+    """Return what the help of a usage error's command lists."""
+    return "its options" if context is not None and context.parent else "verbs and options"
+
+
 class OneLineGroup(typer.core.TyperGroup):
     """A command group whose usage errors are one line on standard error, exit status 2."""
 
@@ -63,7 +68,9 @@ class OneLineGroup(typer.core.TyperGroup):
             message = getattr(why, "format_message", None)
             if message is None or not standalone_mode:
                 raise
-            _complain(f"{message()} ('tvm-vitq --help' lists verbs and options)")
+            context = getattr(why, "ctx", None)
+            path = "tvm-vitq" if context is None else context.command_path
+            _complain(f"{message()} ('{path} --help' lists {_listed(context)})")
             status = 2
         if standalone_mode:
             sys.exit(status if isinstance(status, int) else 0)

@@ -33,7 +33,7 @@ def command(
     def show(console: Console) -> None:
         console.print(
             f"{output}, for {document['architecture']}: {document['bytes']:,} bytes; copy it to "
-            f"the board and start {PROGRAM} --host 0.0.0.0 --key KEY there",
+            f"the board and start {PROGRAM} --host 0.0.0.0 --port 9090 --key KEY there",
             markup=False,
         )
 

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from relay_passes.errors import VitqError
+from tvm_vitq.artifact.threads import check_threads
 
 from .errors import BoardGone, BoardTimeout, RemoteError, Unreachable
 from .link import Link, parse_address
@@ -247,9 +248,14 @@ class Session:
             return np.asarray(tensor.numpy())
 
     def set_threads(self, threads: int) -> None:
-        """Set how many threads the kernels of this session use."""
-        if threads < 1:
-            raise VitqError(f"the number of threads must be at least 1, got {threads}")
+        """Set how many threads the kernels of this session use.
+
+        Raises
+        ------
+        VitqError
+            If the board has no use for so many.
+        """
+        check_threads(threads, self.board.cores, f"the board {self.where}")
         self.call("runtime.config_threadpool", _BIG_CORES, threads)
 
     def time(

@@ -29,15 +29,14 @@
 #include "vitq/metadata.hpp"
 #include "vitq/preprocess.hpp"
 #include "vitq/result.hpp"
+#include "vitq/threads.hpp"
 
 namespace vitq {
-
-inline constexpr int kMostThreads = 1024;
 
 struct Options {
   // Threads of the kernels that this process starts; 0 leaves TVM's choice (TVM_NUM_THREADS, else
   // the number of cores). TVM keeps one pool for each thread that calls Run, made at its first
-  // call: later and larger numbers have no effect there.
+  // call: later and larger numbers have no effect there. More than MostThreads() are refused.
   int threads = 0;
 };
 
@@ -152,9 +151,10 @@ inline tvm::ffi::Module Model::Start(const tvm::ffi::Module& library) {
 inline Result<Model> Model::Open(const std::string& path, const Options& options) {
   return detail::Guarded(path.c_str(), [&]() -> Result<Model> {
     if (Status status = detail::CheckFile(path); !status) return status.error();
-    if (options.threads < 0 || options.threads > kMostThreads)
-      return Error{Code::kWrongInput,
-                   "the number of threads must be from 0 to " + std::to_string(kMostThreads)};
+    if (options.threads < 0)
+      return Error{Code::kWrongInput, "the number of threads must not be negative"};
+    if (options.threads > MostThreads())
+      return Error{Code::kWrongInput, TooManyThreads(std::to_string(options.threads))};
     // dlopen looks for a bare name in the system's folders.
     std::unique_ptr<char, decltype(&std::free)> full(realpath(path.c_str(), nullptr), &std::free);
     if (!full) return Error{Code::kCannotRead, "cannot read " + path};
