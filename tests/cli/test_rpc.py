@@ -117,6 +117,7 @@ def test_rpc_server(cli: Cli, refused: Refused, toy: Path, tmp_path: Path) -> No
     (["--port"], "--port is unknown or wants a value"),
     (["--port", "x"], "--port wants a number from 0 to 65535"),
     (["--colour", "red"], "unknown option --colour"),
+    (["--threads", "100000"], "100000 threads are too many: this machine has"),
     (["serve"], "unknown argument serve"),
     (["--key", "a b"], "no spaces"),
     (["--tracker", "localhost:9190"], "--tracker wants HOST:PORT, and --key"),
@@ -127,3 +128,9 @@ def test_wrong_options_of_the_server(program: Path, words: list[str], why: str) 
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("vitq_rpc_server: ") and done.stderr.count("\n") == 1
     assert why in done.stderr
+
+
+def test_help_of_the_server(program: Path) -> None:
+    done = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("usage: vitq_rpc_server ") and "--port-end" in done.stdout

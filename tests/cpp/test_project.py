@@ -102,4 +102,9 @@ def test_a_python_without_the_package(_tools: None, tmp_path: Path) -> None:
     done = subprocess.run(["cmake", "-S", PROJECT, "-B", tmp_path, "-DVITQ_PYTHON=/bin/false"],
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode != 0
-    assert "with -DVITQ_PYTHON a Python that has tvm-vitq" in " ".join(done.stderr.split())
+    said = " ".join(done.stderr.split())
+    assert "with -DVITQ_PYTHON a Python that has tvm-vitq" in said
+    assert "/bin/false was asked for TVM's libraries and answered: (1)" in said
+    done = subprocess.run(["cmake", "-S", PROJECT, "-B", tmp_path, "-DVITQ_PYTHON=/no/python"],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert "/no/python was asked" in done.stderr and "No such file" in done.stderr

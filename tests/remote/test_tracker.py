@@ -80,7 +80,8 @@ def test_dead_boards_are_passed_over(
 
 def test_a_client_who_never_comes(farm: Running, program: Path, tmp_path: Path) -> None:
     """A board that was lent to nobody is offered again, under another key."""
-    with native_server(program, tmp_path / "s", "never", "--tracker", farm.address) as server:
+    with native_server(program, tmp_path / "s", "never", "--tracker", farm.address,
+                       "--offer-again", 1) as server:  # fmt: skip
         registered(farm, "never", 1)
         _, port, first = request_board("127.0.0.1", farm.port, "never", 5)
         assert port == server.port
@@ -100,6 +101,14 @@ def test_a_tracker_that_comes_back(program: Path, toy: Path, tmp_path: Path) -> 
             registered(farm, KEY, 1)
             with connect_tracker(farm.address, KEY) as session:
                 assert RemoteArtifact(toy, session).verify()["equal"]
+        # It is gone again, and every attempt fails alike: said once each time.
+        refused = "cannot reach the tracker"
+        end = time.monotonic() + 30
+        while server.log.read_text().count(refused) < 2:
+            assert time.monotonic() < end, server.log.read_text()
+            time.sleep(0.1)
+        time.sleep(4.5)
+        assert server.log.read_text().count(refused) == 2, server.log.read_text()
 
 
 def test_no_tracker(farm: Running, native: Running) -> None:

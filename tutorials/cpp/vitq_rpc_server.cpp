@@ -1,8 +1,5 @@
 // A server of TVM's RPC for boards: it needs this program and TVM's two runtime libraries, no Python.
 //
-//   vitq_rpc_server [--host 127.0.0.1] [--port 9090] [--port-end PORT] [--key KEY] [--threads N]
-//                   [--tracker HOST:PORT] [--custom-addr ADDRESS] [--accept-timeout SECONDS]
-//
 // It speaks the protocol of `python -m tvm.exec.rpc_server`: clients are `tvm-vitq verify/bench/tune
 // --rpc` and whatever else uses tvm.rpc. One client is served at a time, each by a process of its own
 // in a folder of its own, which is removed when it ends; SIGINT, SIGTERM and SIGHUP end the session and
@@ -22,6 +19,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <climits>
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
@@ -33,6 +31,7 @@
 
 #include "socket.hpp"
 #include "vitq/file.hpp"
+#include "vitq/threads.hpp"
 
 namespace {
 
@@ -47,8 +46,17 @@ constexpr int32_t kLongestKey = 4096, kLongestReply = 1 << 24;
 
 struct Options {
   std::string host = "127.0.0.1", key, tracker, custom_address;
-  int port = 9090, port_end = 0, accept_timeout = 10;
+  int port = 9090, port_end = 0, accept_timeout = 10, offer_again = 6;
+  bool help = false;
 };
+
+constexpr char kUsage[] =
+    "usage: vitq_rpc_server [--host 127.0.0.1] [--port 9090] [--port-end PORT] [--key KEY]\n"
+    "                       [--threads N] [--tracker HOST:PORT] [--custom-addr ADDRESS]\n"
+    "                       [--accept-timeout SECONDS] [--offer-again SECONDS]\n"
+    "--port 0 lets the system choose; with --port-end the first free port of the range is taken.\n"
+    "--tracker wants --key; what it lent to a client who never came is offered again after\n"
+    "--offer-again seconds (6).\n";
 
 // Listens on the first free port of the range; port 0 lets the system choose.
 Socket Listen(const Options& options, int* port) {
@@ -101,7 +109,7 @@ class Tracker {
         ", " + Quoted(match_key_) + "], " + Address() + "]");
     taken_ = false;
   }
-  // To be called now and then: a key that was given to a client who never came is replaced.
+  // To be called every second or two: a key that was given to a client who never came is replaced.
   void Refresh() {
     bool pending = Ask("[" + std::to_string(kPendingKeys) + "]").find(Quoted(match_key_)) !=
                    std::string::npos;
@@ -110,7 +118,7 @@ class Tracker {
     } else if (!taken_) {
       taken_ = true;
       since_ = Clock::now();
-    } else if (Clock::now() - since_ > std::chrono::seconds(6)) {
+    } else if (Clock::now() - since_ > std::chrono::seconds(options_.offer_again)) {
       Offer();
     }
   }
@@ -306,13 +314,15 @@ void Run(const Options& options) {
   Socket listener = Listen(options, &port);
   std::cout << "listening on " << options.host << ":" << port << std::endl;
   std::unique_ptr<Tracker> tracker;
+  std::string said;  // why the tracker is not reached: the same is said once
+  const int watch = std::min(2000, 500 * options.offer_again);
   while (!signals.stopped()) {
     try {
       if (!options.tracker.empty() && tracker == nullptr) {
         tracker = std::make_unique<Tracker>(options, port);
         std::cerr << "known to the tracker " << options.tracker << std::endl;
       }
-      if (signals.Wait(tracker ? 2000 : -1, &listener)) {
+      if (signals.Wait(tracker ? watch : -1, &listener)) {
         Client client = Accept(listener, tracker ? tracker->match_key() : options.key, options);
         if (!client.socket) continue;
         Session(client, listener, &signals);
@@ -321,7 +331,9 @@ void Run(const Options& options) {
         tracker->Refresh();
       }
     } catch (const std::exception& why) {
-      std::cerr << why.what() << std::endl;
+      const bool away = !options.tracker.empty() && tracker == nullptr;
+      if (!away || said != why.what()) std::cerr << why.what() << std::endl;
+      said = away ? why.what() : "";
       tracker.reset();
       signals.Wait(2000);
     }
@@ -340,8 +352,12 @@ Options Parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
     std::string name = argv[i];
-    if (name.rfind("--", 0) != 0) Fail("unknown argument " + name);
-    if (i + 1 >= argc) Fail(name + " is unknown or wants a value");
+    if (name == "--help" || name == "-h") {
+      options.help = true;
+      return options;
+    }
+    if (name.rfind("--", 0) != 0) Fail("unknown argument " + name + "; see --help");
+    if (i + 1 >= argc) Fail(name + " is unknown or wants a value; see --help");
     const char* value = argv[++i];
     if (name == "--host") options.host = value;
     else if (name == "--key") options.key = value;
@@ -350,9 +366,12 @@ Options Parse(int argc, char** argv) {
     else if (name == "--port") options.port = Number(name, value, 0, 65535);
     else if (name == "--port-end") options.port_end = Number(name, value, 0, 65535);
     else if (name == "--accept-timeout") options.accept_timeout = Number(name, value, 1, 3600);
-    else if (name == "--threads")
-      setenv("TVM_NUM_THREADS", std::to_string(Number(name, value, 1, 4096)).c_str(), 1);
-    else Fail("unknown option " + name);
+    else if (name == "--offer-again") options.offer_again = Number(name, value, 1, 3600);
+    else if (name == "--threads") {
+      const int threads = Number(name, value, 1, INT_MAX);
+      if (threads > vitq::MostThreads()) Fail(vitq::TooManyThreads(value));
+      setenv("TVM_NUM_THREADS", std::to_string(threads).c_str(), 1);
+    } else Fail("unknown option " + name + "; see --help");
   }
   if (options.port_end < options.port) options.port_end = options.port;
   if (!options.tracker.empty() && (options.key.empty() ||
@@ -369,7 +388,11 @@ Options Parse(int argc, char** argv) {
 int main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
   try {
-    Run(Parse(argc, argv));
+    const Options options = Parse(argc, argv);
+    if (options.help)
+      std::cout << kUsage << std::flush;
+    else
+      Run(options);
   } catch (const std::exception& why) {
     std::cerr << "vitq_rpc_server: " << why.what() << std::endl;
     return 2;
