@@ -88,13 +88,22 @@ def test_another_architecture(server: Running, tmp_path: Path) -> None:
     foreign = tmp_path / "arm.so"
     tvm_vitq.compile(toy_quantized(), "aarch64", foreign)
     with connect(server.address, KEY) as session:
-        with pytest.raises(VitqError, match=r"built for aarch64 and the board .* is x86_64"):
+        with pytest.raises(VitqError, match=r"the board .* is x86_64; compile it again with --target x86-64-v3"):
             RemoteArtifact(foreign, session)
         # A server that does not say what it is: its loader does.
         session.board = Board(None, None, None)
         with pytest.raises(VitqError, match=r"cannot load it: it has another architecture"):
             RemoteArtifact(foreign, session)
         assert not list(server.folder.rglob("*.so"))
+
+
+def test_code_for_a_gpu(native: Running, tmp_path: Path) -> None:
+    target = {"name": "cuda", "kind": "cuda", "arch": "sm_80", "features": []}
+    path = toy_artifact(tmp_path / "gpu.so", change={"target": target})
+    with connect(native.address, KEY) as session:
+        with pytest.raises(VitqError, match=r"is for an NVIDIA GPU \(sm_80\)"):
+            RemoteArtifact(path, session)
+        assert not list(native.folder.rglob("*.so"))
 
 
 def test_another_processor(server: Running, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from relay_passes.errors import VitqError
-from tvm_vitq.artifact.elf import read_artifact
+from tvm_vitq.artifact.device import ARCHITECTURES
+from tvm_vitq.artifact.gpu import is_gpu
 from tvm_vitq.artifact.load import Artifact
+from tvm_vitq.artifact.stored import StoredArtifact
 
 from .errors import BoardGone, BoardTimeout, RemoteError
 from .session import Session
@@ -32,8 +34,8 @@ class RemoteArtifact(Artifact):
     Raises
     ------
     VitqError
-        If the file is no artefact, is for another architecture or processor than the board's, or of
-        another version.
+        If the file is no artefact, is for another architecture or processor than the board's, for a
+        GPU, or of another version.
     RemoteError
         If the board cannot load it.
     """
@@ -44,12 +46,26 @@ class RemoteArtifact(Artifact):
         self.path = Path(path)
         self.session = session
         self._device = session.device
-        machine = read_artifact(self.path).machine
+        stored = StoredArtifact(self.path)
+        machine, self.metadata = stored.machine, stored.metadata
         board = session.board
+        target = self.metadata["target"]
+        instead = ARCHITECTURES.get(board.architecture or "", "native")
         if board.architecture not in (None, machine):
             raise VitqError(
                 f"{path} was built for {machine} and the board {session.where} is "
-                f"{board.architecture}; compile it again with --target {board.architecture}"
+                f"{board.architecture}; compile it again with --target {instead}"
+            )
+        if is_gpu(target):
+            raise VitqError(
+                f"{path} is for an NVIDIA GPU ({target['arch']}) and a board runs code for its "
+                f"processor; compile it again with --target {instead}"
+            )
+        missing = board.missing(target.get("features", []))
+        if missing:
+            raise VitqError(
+                f"{path} needs a processor with {', '.join(missing)}, which the board "
+                f"{session.where} lacks; compile it for that processor"
             )
         if threads is not None:
             session.set_threads(threads)
@@ -57,7 +73,6 @@ class RemoteArtifact(Artifact):
             module = session.load(self.path)
             self._vm = session.run("starting its virtual machine",
                                    lambda: relax.VirtualMachine(module, self._device))  # fmt: skip
-            details = self._read_metadata()
         except (BoardGone, BoardTimeout):
             raise
         except RemoteError as why:
@@ -70,14 +85,6 @@ class RemoteArtifact(Artifact):
                 f"{path} cannot be loaded by the TVM runtime of the board; compile it again with "
                 f"the version of apache-tvm that is there ({why})"
             ) from why
-        self._check_format()
-        missing = board.missing(self.metadata["target"].get("features", []))
-        if missing:
-            raise VitqError(
-                f"{path} needs a processor with {', '.join(missing)}, which the board "
-                f"{session.where} lacks; compile it for that processor"
-            )
-        self.metadata |= details
         self._main, self._main_codes = "main", "main_codes"
 
     def _stored(self, function: str) -> np.ndarray:
