@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -168,8 +169,7 @@ class Weights:
             unit = slot % units
             valid = const(True, "bool") if whole else (
                 step + tirx.floordiv(unit, const(GROUP, "int32")) < self.steps)
-            source = choose(w, self.members, lambda packed, group=group, unit=unit: pointer(
-                packed.buffer, self._origin(packed, group, step, unit)))
+            source = choose(w, self.members, partial(self._origin, group, step, unit))
             target = pointer(self.shared, stage * self.stage + slot * CHUNK)
             if self.total % tile.threads:
                 with w.when(slot < self.total):
@@ -177,12 +177,13 @@ class Weights:
             else:
                 w.call("vitq_copy16", target, source, valid)
 
-    def _origin(self, packed: Packed, group: Any, step: Any, unit: Any) -> Any:
-        """Return where a unit is; groups past the last one repeat it."""
+    def _origin(self, group: Any, step: Any, unit: Any, packed: Packed) -> Any:
+        """Return the address of a unit; groups past the last one repeat it."""
         at = self.first + group
         if packed.groups % (self.tile.bn // GROUP):
             at = tirx.min(at, const(packed.groups - 1, "int32"))
-        return (at * self.steps + step) * (GROUP * CHUNK) + unit * CHUNK
+        return pointer(packed.buffer,
+                       (at * self.steps + step) * (GROUP * CHUNK) + unit * CHUNK)
 
 
 def choose(w: CudaWriter, members: list[tuple[Any, Any]], value: Callable[[Any], Any]) -> Any:
