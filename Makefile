@@ -5,6 +5,7 @@
 #   make bench   against other runtimes (VITQ_DATA)  make clean   remove .venv and what was built
 #   make acceptance   accuracy, size and proofs (VITQ_DATA)
 #   make cross   on Debian as root: the compilers, emulator and libraries that AArch64 and C++ tests use
+#   make cuda    nvcc and nvdisasm from pip, where they are not installed
 
 # The first of these that is at least Python 3.10 makes the virtual environment.
 PYTHONS ?= python3 python3.13 python3.12 python3.11 python3.10
@@ -15,7 +16,7 @@ PY := $(VENV)/bin/python
 JOBS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: venv cross test slow demo bench acceptance lint clean
+.PHONY: venv cross cuda test slow demo bench acceptance lint clean
 
 venv: $(STAMP)
 
@@ -56,10 +57,17 @@ cross:
 	  g++-aarch64-linux-gnu qemu-user $$llvm cmake valgrind libjpeg-dev libpng-dev >/dev/null || \
 	  echo "AArch64 and C++ tests will skip: apt-get failed"
 
-test: lint cross
+# Where nothing can be installed those tests skip and say why.
+cuda: $(STAMP)
+	@$(PY) -c 'from schedules.cuda.nvcc import find_nvcc, find_nvdisasm; find_nvcc(); assert find_nvdisasm()' \
+	  2>/dev/null || \
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test,cuda]' || \
+	  echo "tests that build for NVIDIA GPUs will skip: pip cannot install nvcc"
+
+test: lint cross cuda
 	$(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-slow: lint cross
+slow: lint cross cuda
 	$(PY) -m pytest -n $(JOBS) --slow $(PYTEST_ARGS)
 
 demo: $(STAMP)
