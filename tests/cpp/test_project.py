@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -96,6 +99,17 @@ def test_in_an_application(_tools: None, toy: Path, tmp_path: Path) -> None:
         done = subprocess.run([build / "mine", path], capture_output=True, text=True,
                               env={**os.environ, "TVM_NUM_THREADS": "1"}, check=False)  # fmt: skip
         assert done.returncode == status, done.stderr
+
+
+def test_without_cmake(_tools: None, toy: Path, tmp_path: Path) -> None:
+    """The README's command, word for word."""
+    (command,) = re.findall(r"^(g\+\+ (?:.*\\\n)*.*)$", (PROJECT / "README.md").read_text(), re.M)
+    site = Path(util.find_spec("tvm").origin).parents[1]
+    shutil.copytree(PROJECT / "include", tmp_path / "include")
+    (tmp_path / "app.cpp").write_text(SOURCE)
+    quiet("sh", "-c", command.replace("SITE", str(site)), cwd=str(tmp_path))
+    for path, status in ((toy, 0), (tmp_path / "absent.so", 2)):
+        assert subprocess.run([tmp_path / "app", path], check=False).returncode == status
 
 
 def test_a_python_without_the_package(_tools: None, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tvm_vitq.remote.tracker import MAGIC, request_board, summary
 @pytest.fixture(scope="module")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Return a tracker; every test's boards have a key of their own."""
-    pytest.importorskip("tornado", reason="TVM's tracker needs tornado (pip install .[test])")
+    pytest.importorskip("tornado", reason="TVM's tracker needs tornado (pip install .[rpc])")
     with tracker(tmp_path_factory.mktemp("farm") / "tracker") as made:
         yield made
 
@@ -38,7 +38,7 @@ def registered(farm: Running, key: str, count: int) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("kind", ["python", "native"])
+@pytest.mark.parametrize("kind", [pytest.param("python", marks=pytest.mark.slow), "native"])
 def test_lent_and_given_again(
     farm: Running, kind: str, program: Path, toy: Path, tmp_path: Path
 ) -> None:
@@ -92,7 +92,7 @@ def test_a_client_who_never_comes(farm: Running, program: Path, tmp_path: Path) 
 
 
 def test_a_tracker_that_comes_back(program: Path, toy: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tornado", reason="TVM's tracker needs tornado (pip install .[test])")
+    pytest.importorskip("tornado", reason="TVM's tracker needs tornado (pip install .[rpc])")
     with native_server(
         program, tmp_path / "s", KEY, "--tracker", f"127.0.0.1:{(port := free_port())}"
     ) as server:
