@@ -8,7 +8,8 @@ kernel's operand whose map is
 * the identity, is a reshape, which costs nothing;
 * a permutation of axes, the last one staying, is read by an activation matmul with strides
   (``a_axes``, ``b_axes``);
-* a choice of rows, is read by a weight matmul or a layer_norm through a table of rows,
+* a choice of rows, is read by a weight matmul (as x or as residual) or a layer_norm through a
+  table of rows,
 * of rows made of equal pieces, as patches are, is read by a weight matmul through a table of those.
 
 A kernel may also make what its only reader wants: an activation matmul stores heads side by side
@@ -278,21 +279,22 @@ class _Fold:
             if var in self.stored:
                 extra["out_axes"] = self.stored[var]
         elif _named(value, LINEAR) or is_vitq_call(value, "layer_norm"):
-            rows = self.order.get(var)
-            whole = is_vitq_call(value, "layer_norm")
-            gathered = self._rows(args[0], whole) if rows is None else None
-            gather = "x" if rows is None or len(args) < 6 else "both"
-            if gathered is not None:
-                args[0], rows = gathered
-            elif rows is not None:
-                args[0] = self._matrix(self._plain_value(args[0]))
+            linear = _named(value, LINEAR)
+            operands = {0: "x", 5: "residual"} if linear and len(args) == 6 else {0: "x"}
+            rows, gather = self.order.get(var), "both" if len(operands) == 2 else "x"
+            for i, name in operands.items():
+                taken = self._rows(args[i], i > 0 or not linear) if rows is None else None
+                if taken is not None:
+                    args[i], rows = taken
+                    gather = name
+                    folded.add(i)
             if rows is not None:
-                folded.add(0)
-                if _named(value, LINEAR):
+                if linear:
                     extra["gather"] = gather
-                if is_vitq_call(value, "packed_linear_requant_add"):
-                    args[5] = self._matrix(self._plain_value(args[5]))
-                    folded.add(5)
+                for i in operands:
+                    if i not in folded:
+                        args[i] = self._matrix(self._plain_value(args[i]))
+                folded |= operands.keys()
         args = [args[i] if i in folded else self._plain_value(arg)
                 for i, arg in enumerate(args)]
         if rows is not None:

@@ -75,8 +75,8 @@ class GemmSpec:
     fallback
         Dot sequence of such blocks.
     gather
-        Of a packed linear: its last operand is a table of the rows that are taken of ``"x"``, or of
-        ``"both"`` x and the residual.
+        Of a packed linear: its last operand is a table of the rows that are taken of ``"x"``, of
+        the ``"residual"``, or of ``"both"``.
     transpose_b
         Of a matmul.
     a_axes, b_axes, out_axes

@@ -142,14 +142,15 @@ def packed_linear_te(
     chains, fallback
         See :class:`~schedules.gemm.GemmSpec`; they change no bit.
     rows, gather
-        int32 [M]: row i of the result is of row ``rows[i]`` of x (``gather = "x"``), or of x and
-        the residual (``"both"``), which are matrices then. int32 [M, P], with ``"x"``: of the P
-        rows ``rows[i]`` of x, side by side.
+        int32 [M]: row i of the result is of row ``rows[i]`` of x (``gather = "x"``), of the
+        residual (``"residual"``) or of both (``"both"``), which are matrices then. int32 [M, P],
+        with ``"x"``: of the P rows ``rows[i]`` of x, side by side.
     tile
         What a record says, None for the default rules.
     """
     _, _, nt, kv = (int(s) for s in w.shape)
-    pieces = 1 if rows is None or len(rows.shape) == 1 else int(rows.shape[1])
+    of_x = rows if gather in ("x", "both") else None
+    pieces = 1 if of_x is None or len(of_x.shape) == 1 else int(of_x.shape[1])
     width = int(x.shape[-1])
     k = te.reduce_axis((0, width * pieces), "k")
     shift_by = tirx.const(offset, "int32")
@@ -159,12 +160,12 @@ def packed_linear_te(
         n = i[-1]
         column, channel = sequence.column_slot(n % nt), sequence.channel_slot(k % kv)
         weight = w(n // nt, k // kv, column, channel).astype("int32")
-        if rows is None:
+        if of_x is None:
             code = x(*i[:-1], k)
         elif pieces == 1:
-            code = x(rows(i[0], *[0] * (len(rows.shape) - 1)), k)
+            code = x(of_x(i[0], *[0] * (len(of_x.shape) - 1)), k)
         else:
-            code = x(rows(i[0], k // width), k % width)
+            code = x(of_x(i[0], k // width), k % width)
         return te.sum((code.astype("int32") + shift_by) * weight, axis=k)
 
     outer = x.shape[:-1] if rows is None else rows.shape[:1]
@@ -173,7 +174,7 @@ def packed_linear_te(
     spec = GemmSpec("packed_linear", epilogue, dot=dot, vectors=nt // lanes, offset=offset,
                     chains=tuple(chains), fallback=fallback, gather=gather, tile=tile)
     added: Callable[..., Any] | None = residual
-    if residual is not None and rows is not None and gather == "both":
+    if residual is not None and rows is not None and gather != "x":
         held, table = residual, rows
         added = lambda i, n: held(table(i), n)  # noqa: E731
     return _finish(acc, epilogue, spec, _by_column(mult, shift), added)

@@ -38,21 +38,22 @@ class _Linear(GemmKernel):
         x, weights, self.bias, *rest = params[:-1]
         w, rows = self.w, product(params[-1].shape[:-1])
         table = rest.pop() if spec.gather else None
-        pieces = 1 if table is None else product(table.shape[1:])
-        width = int(x.shape[-1])
         places = None if table is None else w.flat(table)
+        of_x = None if spec.gather == "residual" else places
+        pieces = 1 if table is None or of_x is None else product(table.shape[1:])
+        width = int(x.shape[-1])
         self.columns = int(params[-1].shape[-1])
         self.out = Operand(w.flat(params[-1]), 0, self.columns, rows, self.columns)
         if spec.epilogue.kind != "acc":
             self.mult, self.shift, *rest = rest
         if spec.epilogue.kind == "requant_add":
             self.residual = Operand(w.flat(rest[0]), 0, self.columns, rows, self.columns,
-                                    places if spec.gather == "both" else None)
+                                    None if spec.gather == "x" else places)
         self.blocks, self.steps, _, self.packed_kv = (int(s) for s in weights.shape)
         self.packed = w.alias(
             weights, (self.blocks, self.steps, self.nt * self.packed_kv), "packed"
         )
-        self.x = Operand(w.flat(x), 0, width, rows, width * pieces, places, pieces)
+        self.x = Operand(w.flat(x), 0, width, rows, width * pieces, of_x, pieces)
 
     def build(self, attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""

@@ -14,9 +14,9 @@ chains     groups of K that each column block may add in int16, 0 for blocks tha
 fallback   the dot sequence of such blocks
 narrow     whether requantisation fits the fast form, shifting the accumulator left by ``lift``
 fold_zero  whether the zero point then fits the rounding constants
-gather     "x" or "both", if a last argument ``rows``, int32 [M], says of which row of ``x`` (or of
-           ``x`` and ``res``), then matrices, each row of the result is made; int32 [M, P] with
-           "x": of which P rows, side by side
+gather     "x", "residual" or "both", if a last argument ``rows``, int32 [M], says of which row of
+           ``x``, of ``res`` or of both, then matrices, each row of the result is made; int32 [M, P]
+           with "x": of which P rows, side by side
 tile       a record's tile as JSON; without it the default rules hold
 =========  ======================================================================================
 """
@@ -56,7 +56,7 @@ def _shape(node: relax.Call) -> list[int]:
 
 def _pieces(node: relax.Call) -> int:
     """Return how many rows of ``x`` make one row of the operand."""
-    if not _gather(node.attrs):
+    if _gather(node.attrs) not in ("x", "both"):
         return 1
     rows, _ = tensor_of(node, len(node.args) - 1, ["int32"], "rows")
     return rows[1] if len(rows) == 2 else 1

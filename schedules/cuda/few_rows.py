@@ -149,7 +149,7 @@ class _FewRows:
     def _finish(self, member: Member, sums: list[Any]) -> None:
         """Let quarter i of the warp finish row i."""
         w = self.w
-        result = member.result(w, self.source.table)
+        result = member.result(w)
         value = sums[0]
         for row in range(1, self.rows):
             value = tirx.Select(self.part == row, sums[row], value)

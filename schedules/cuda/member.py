@@ -37,8 +37,8 @@ class Member:
 
     @property
     def table(self) -> Any:
-        """Table of rows, None if there is none."""
-        return self.params[-2] if self.spec.gather else None
+        """Table of rows of x, None if there is none."""
+        return self.params[-2] if self.spec.gather in ("x", "both") else None
 
     @property
     def columns(self) -> int:
@@ -57,15 +57,16 @@ class Member:
         table = None if self.table is None else w.flat(self.table)
         return Operand(w.flat(self.x), 0, width, self.rows, width * pieces, table, pieces)
 
-    def result(self, w: CudaWriter, table: Any) -> Result:
-        """Return how results are made of sums; ``table`` is that of :meth:`source`."""
+    def result(self, w: CudaWriter) -> Result:
+        """Return how results are made of sums."""
         bias, *rest = self.params[2:-1]
         tail = self.tail and replace(
             self.tail, buffers={key: w.flat(buffer) for key, buffer in self.tail.buffers.items()})
         kind = self.spec.epilogue.kind
         mult, shift = rest[:2] if kind != "acc" else (None, None)
         residual = w.flat(rest[2]) if kind == "requant_add" else None
+        table = w.flat(self.params[-2]) if self.spec.gather in ("residual", "both") else None
         return Result(
             self.spec.epilogue, self.rows, self.columns, bias, mult, shift,
             w.flat(self.params[-1] if self.out is None else self.out), residual,
-            table if self.spec.gather == "both" else None, tail)
+            table, tail)

@@ -56,7 +56,7 @@ class TensorCoreLinears:
         w = self.w = CudaWriter(grid, tile.threads)
         self._place_block()
         source = self.members[0].source(w)
-        self.results = [member.result(w, source.table) for member in self.members]
+        self.results = [member.result(w) for member in self.members]
         self.x = Rows(w, source, tile, self.first_row)
         packed = [(Packed(w.flat(member.weights), int(member.weights.shape[0])), condition)
                   for member, condition in zip(self.members, self.conditions, strict=True)]

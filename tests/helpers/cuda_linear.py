@@ -83,18 +83,21 @@ def linear_case(
         count = share[1].shape[0] if share else max(1, rows - 2)
         shape = (count, pieces) if pieces > 1 else (count,)
         table = share[1] if share else rng.integers(0, len(x), shape).astype("int32")
-        source = x[table].reshape(count, depth)
+        if gather == "residual":
+            inputs["x"] = source = x[:count]
+        else:
+            source = x[table].reshape(count, depth)
     total = source.astype("int64") @ w.astype("int64") + bias
     if kind != "acc":
         inputs |= {"mult": pad_columns(fitted_mult, plan.nt, 0),
                    "shift": pad_columns(fitted_shift, plan.nt, plan.dot.least_shift)}
         total = rq(total, mult, shift)
     if kind == "requant_add":
-        held = len(x) if gather == "both" else count
+        held = count if gather in ("", "x") else len(x)
         ends = np.iinfo(res_dtype)
         added = pick(int(ends.min), int(ends.max), (held, columns)).astype(res_dtype)
         inputs["residual"] = added
-        total = total + rq(added[table] if gather == "both" else added, *res)
+        total = total + rq(added if gather in ("", "x") else added[table], *res)
     if kind != "acc":
         total = np.clip(total + zero_point, qmin, qmax)
     if table is not None:

@@ -127,11 +127,14 @@ def linear_case(
     if gather:
         shape = max(1, rows - 3), *([pieces] if pieces > 1 else [])
         table = rng.integers(0, rows * pieces, shape).astype("int32")
+        count = len(table)
         values[0] = x.reshape(rows * pieces, depth // pieces)
-        gathered = values[0][table].reshape(len(table), depth)
-        expected = gathered.astype("int64") @ w.astype("int64") + bias
-        res = res[0] if gather == "both" else res[0, : len(table)]
-        added = res[table] if gather == "both" else res
+        if gather == "residual":
+            values[0] = values[0][:count]
+        rows_of_x = values[0] if gather == "residual" else values[0][table].reshape(count, depth)
+        expected = rows_of_x.astype("int64") @ w.astype("int64") + bias
+        res = res[0, :count] if gather == "x" else res[0]
+        added = res if gather == "x" else res[table]
     if kind != "acc":
         values += [pad_columns(narrow_mult, plan.nt, 0), pad_columns(narrow_shift, plan.nt, 32)]
         names += ["mult", "shift"]

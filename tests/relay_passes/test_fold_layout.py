@@ -226,6 +226,28 @@ def test_merging():
     check(before, expected)
 
 
+def test_slice_of_a_residual():
+    """As in the last block of a class-token model, of which one row is read."""
+    def one(bb, x):
+        return bb.emit(relax.op.strided_slice(x, [1], [1], [2]))
+
+    def before(bb, x):
+        r = bb.emit(requantize(x, 3.0, 0, *WIDE))
+        return residual(bb, norm(bb, one(bb, norm(bb, x))), one(bb, r))
+
+    def expected(bb, x):
+        r = bb.emit(requantize(x, 3.0, 0, *WIDE))
+        rows = np.array([1, 5, 9, 13], "int32")
+        n = bb.emit(norm_call(reshape(bb, norm(bb, x), 16, C), rows))
+        stand_in = relax.Var("r", relax.TensorType((4, C), "int16"))
+        node = linear_requant_add(n, W, B, M, E, stand_in, 1 << 30, 30, *WIDE)
+        r = reshape(bb, r, 16, C)
+        y = packed(bb, node, reshape(bb, reshape(bb, n, 4, 1, C), 4, C), r, rows, "residual")
+        return reshape(bb, y, 4, 1, C)
+
+    check(before, expected, (4, 4, C))
+
+
 def test_patches():
     def before(bb, x):
         split = reshape(bb, x, 2, 2, 2, 2, 4)

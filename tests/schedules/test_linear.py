@@ -46,7 +46,7 @@ def test_any_shift(target: str, shifts: tuple[int, int], res_shift: int) -> None
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16"])
 @pytest.mark.parametrize("kind,gather", [("acc", "x"), ("requant", "x"), ("requant_add", "x"),
-                                         ("requant_add", "both")])
+                                         ("requant_add", "residual"), ("requant_add", "both")])
 def test_rows_of_a_table(target: str, dtype: str, kind: str, gather: str) -> None:
     kernel = make_linear(29, 50, 131, target, kind, dtype, "int16", extreme=True, gather=gather)
     np.testing.assert_array_equal(kernel.run(), kernel.expected)

@@ -58,7 +58,7 @@ def test_linear_rows_of_a_table(target: str, tmp_path: Path, build_once: BuildOn
     cases = {
         f"{dtype}_{gather}": linear_case(29, 50, 131, target, "requant_add", dtype, "int16",
                                          extreme=True, gather=gather)
-        for dtype in ("int8", "uint8", "int16") for gather in ("x", "both")
+        for dtype in ("int8", "uint8", "int16") for gather in ("x", "residual", "both")
     }
     cases |= {
         f"{dtype}_pieces{pieces}": linear_case(29, 50, depth, target, "requant", dtype,
