@@ -148,7 +148,7 @@ class CompileJob:
         preprocess = parse_preprocess(self.preprocess)
         saved = is_saved_module(self.model)
         self._check_options(saved, preprocess)
-        from tvm_vitq.artifact.emulate import find_emulator
+        from tvm_vitq.artifact.emulate import check_architecture, find_emulator
         from tvm_vitq.artifact.gpu import GPU_EMULATOR
         from tvm_vitq.artifact.toolchain import compiler
 
@@ -157,12 +157,15 @@ class CompileJob:
             find_emulator(self.verify_with, self.verify_with == GPU_EMULATOR)
         if self.target.partition("+")[0] == "aarch64":
             compiler("aarch64")
+        from schedules.isa import architecture_of
         from tvm_vitq.compiler import compile_module, resolve
         from tvm_vitq.evaluate import read_names
 
         _, target = resolve(self.target)
         if self.verify_with is not None:
             find_emulator(self.verify_with, target.kind.name == "cuda")
+            check_architecture(self.verify_with, architecture_of(target),
+                               f"code for {self.target}", "--verify-with")  # fmt: skip
         labels = read_names(self.labels) if self.labels is not None else None
         if self.threads is not None:
             from tvm_vitq.artifact.threads import set_threads

@@ -214,7 +214,8 @@ def test_usage_errors_name_the_help(refused: Refused, cli: Cli) -> None:
 
 def test_more_threads_than_any_use(refused: Refused, toy: Path, pictures: Path) -> None:
     image = pictures / "img" / "0.png"
-    for words in (("verify", toy), ("run", toy, image), ("eval", toy, "--images", pictures)):
+    for words in (("verify", toy), ("run", toy, image), ("eval", toy, "--images", pictures),
+                  ("tune", "vit", "--records", pictures, "--trials", 1)):
         line = refused(*words, "--threads", 100_000)
         assert f"this machine has {os.cpu_count()} CPUs" in line
 
@@ -290,3 +291,7 @@ def test_no_cross_compiler(
 def test_no_emulator(refused: Refused, calib: Path, tmp_path: Path) -> None:
     words = ("compile", "vit_tiny_patch16_224", "--calib", calib, "-o", tmp_path / "o.so")
     assert "apt-get install qemu-user" in refused(*words, "--verify-with", "qemu-nothing -cpu max")
+    other = tmp_path / "qemu-riscv"
+    other.symlink_to("/bin/true")
+    line = refused(*words, "--verify-with", other)
+    assert "code for native" in line and "leave out --verify-with" in line

@@ -25,7 +25,7 @@ from .gpu import GPU_EMULATOR, is_gpu
 from .stored import StoredArtifact
 from .toolchain import compiler, include_folders, runtime_libraries
 
-__all__ = ["Emulator", "emulated_verify", "find_emulator", "run",
+__all__ = ["Emulator", "check_architecture", "emulated_verify", "find_emulator", "run",
            "write_tensor"]
 
 _SOURCE = Path(__file__).with_name("replay.cpp")
@@ -61,6 +61,35 @@ def find_emulator(command: str, gpu: bool = False) -> list[str]:
             f"no emulator {words[0]}; install it, on Debian and Ubuntu: apt-get install qemu-user"
         )
     return words
+
+
+def check_architecture(command: str, machine: str, what: str, flag: str = "--with") -> None:
+    """Refuse one of qemu's emulators that is, by its name, for another architecture.
+
+    Parameters
+    ----------
+    command
+        As :func:`find_emulator` takes it.
+    machine
+        Architecture of the code, as in :data:`~tvm_vitq.artifact.elf.MACHINES`.
+    what
+        The code, for the error.
+    flag
+        Where the user gave the command.
+
+    Raises
+    ------
+    VitqError
+        If it is.
+    """
+    words = shlex.split(command)
+    named = Path(words[0]).name.removesuffix("-static") if words else ""
+    if not named.startswith("qemu-"):
+        return
+    if named.removeprefix("qemu-") not in {*MACHINES.values()} - {machine}:
+        return
+    mend = f"leave out {flag}" if machine == host_machine() else f"give {flag} qemu-{machine}"
+    raise VitqError(f"{what} was built for {machine}: {mend}")
 
 
 class Emulator:
@@ -209,19 +238,6 @@ def run(
     return np.concatenate(results)[: len(inputs)]
 
 
-def _check_architecture(command: str, artifact: StoredArtifact) -> None:
-    """Refuse one of qemu's emulators that its name says is for another architecture."""
-    words = shlex.split(command)
-    named = Path(words[0]).name.removesuffix("-static") if words else ""
-    machine = artifact.machine
-    if not named.startswith("qemu-") or named == f"qemu-{machine}":
-        return
-    if named.removeprefix("qemu-") not in MACHINES.values():
-        return
-    mend = "leave out --with" if machine == host_machine() else f"give --with qemu-{machine}"
-    raise VitqError(f"{artifact.path} was built for {machine}: {mend}")
-
-
 def emulated_verify(path: str | Path, command: str) -> dict[str, Any]:
     """Replay the golden vectors of an artefact under an emulator and compare, bit for bit.
 
@@ -248,7 +264,7 @@ def emulated_verify(path: str | Path, command: str) -> dict[str, Any]:
         return emulated_gpu_verify(path)
     stored = StoredArtifact(path)
     find_emulator(command, is_gpu(stored.metadata["target"]))
-    _check_architecture(command, stored)
+    check_architecture(command, stored.machine, str(path))
     codes, expected = stored.golden
     with tempfile.TemporaryDirectory(prefix="tvm-vitq-") as scratch:
         emulator = Emulator(command, stored.machine, scratch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,10 +78,13 @@ def command(
         if boards > 1 and tracker is None:
             raise VitqError("--boards goes with --tracker HOST:PORT")
         from tvm_vitq.artifact.output import check_output
+        from tvm_vitq.artifact.threads import check_threads
         from tvm_vitq.job import CompileJob
         from tvm_vitq.tuning.job import TuneJob, describe
         from tvm_vitq.tuning.tune import Limits
 
+        if not remote:
+            check_threads(threads, os.cpu_count())
         if plot is not None:
             check_output(plot)
         source = CompileJob(model, Path("-"), checkpoint, calib, recipe=recipe, batch=batch,
