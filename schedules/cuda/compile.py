@@ -1,7 +1,7 @@
 """GPU code of whole modules: from Relax's build to a shared library, on machines without a GPU.
 
 Where TVM finds no driver its CUDA code generation leaves the C++ text in the module, to be compiled
-when the library is loaded; where it finds one it compiles at once, with fast mathematics. Here it
+when the library is loaded; where it finds one it compiles at once, with options of its own. Here it
 is the same on both: within :func:`cuda_build` the text stays, and :meth:`CudaBuild.pack`, given to
 ``export_library``, has nvcc compile it and puts machine code into the library instead::
 
@@ -13,7 +13,6 @@ is the same on both: within :func:`cuda_build` the text stays, and :meth:`CudaBu
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +21,11 @@ from typing import Any
 import tvm
 import tvm_ffi
 
-from .lower import cuda_source, replaced_compiler
+from .lower import cuda_source, text_kept
 from .nvcc import Resources, compile_cuda, find_nvcc, ptx, resource_report, sass
 
 __all__ = ["CudaBuild", "compile_cuda", "cuda_build", "cuda_source", "find_nvcc", "ptx",
            "resource_report", "sass"]
-
-_KEEP_SOURCE = "TVM_COMPILE_FORCE_FALLBACK"
-"""Environment variable that has TVM keep the text even where there is a driver."""
 
 
 class CudaBuild:
@@ -94,18 +90,8 @@ def cuda_build(
     build
         One that has compiled the kernels' text already, if there is one.
     """
-    build = build or CudaBuild(str(target.attrs["arch"]))
-    before = os.environ.get(_KEEP_SOURCE)
-    os.environ[_KEEP_SOURCE] = "1"
-    try:
-        # Who builds and runs in one process, without a library, gets the same code.
-        with replaced_compiler(build.compile):
-            yield build
-    finally:
-        if before is None:
-            del os.environ[_KEEP_SOURCE]
-        else:
-            os.environ[_KEEP_SOURCE] = before
+    with text_kept():
+        yield build or CudaBuild(str(target.attrs["arch"]))
 
 
 def _blob(module: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-__all__ = ["Argument", "Kernel", "cuda_source", "lower"]
+__all__ = ["Argument", "Kernel", "cuda_source", "lower", "text_kept"]
 
-_COMPILE = "tvm_callback_cuda_compile"
-"""The function that TVM calls with CUDA C++ text for machine code."""
+_KEEP_TEXT = "TVM_COMPILE_FORCE_FALLBACK"
+"""Environment variable that has TVM keep CUDA C++ text even where there is a driver."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,17 @@ class Kernel:
 
 
 @contextmanager
-def replaced_compiler(function: Any) -> Iterator[None]:
-    """Let TVM call ``function(source, target)`` for CUDA machine code, for a while."""
-    before = tvm_ffi.get_global_func(_COMPILE, allow_missing=True)
-    tvm_ffi.register_global_func(_COMPILE, function, override=True)
+def text_kept() -> Iterator[None]:
+    """Have TVM keep kernels as text for a while, though it may find a GPU to compile them for."""
+    before = os.environ.get(_KEEP_TEXT)
+    os.environ[_KEEP_TEXT] = "1"
     try:
         yield
     finally:
         if before is None:
-            tvm_ffi.registry.remove_global_func(_COMPILE)
+            del os.environ[_KEEP_TEXT]
         else:
-            tvm_ffi.register_global_func(_COMPILE, before, override=True)
+            os.environ[_KEEP_TEXT] = before
 
 
 def lower(
@@ -105,8 +106,7 @@ def lower(
     if len(by_name) != len(funcs):
         raise ValueError(f"kernels of several launches: {', '.join(sorted(by_name))}")
     build = tvm_ffi.get_global_func("target.build.cuda")
-    # TVM takes any bytes for machine code; nothing of it is loaded.
-    with replaced_compiler(lambda source, target: (b"none", "cubin")):
+    with text_kept():
         source = str(build(module, target).inspect_source())
     return source, kernels
 

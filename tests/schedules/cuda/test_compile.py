@@ -11,12 +11,12 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from schedules.cuda.compile import CudaBuild, cuda_build
+from schedules.cuda.compile import CudaBuild, cuda_build, cuda_source
 from schedules.cuda.target import resolve_cuda_target
 from tests.helpers.cuda import needs_nvcc, tiled_matmul
 
 LOADER = "ffi.Module.load_from_bytes.cuda"
-COMPILER = "tvm_callback_cuda_compile"
+CREATOR = "ffi.Module.create.cuda"
 
 
 @pytest.fixture
@@ -78,18 +78,38 @@ def test_library_holds_machine_code(tmp_path: Path, loaded: list[bytes]) -> None
     assert library.implements_function("vm_load_executable")
 
 
+def test_a_driver_changes_nothing() -> None:
+    """Where there is a driver TVM would make a module of machine code by this function."""
+    funcs = {"matmul": tiled_matmul((64, 64, 64))}
+    target = resolve_cuda_target("sm_80")
+    before = tvm_ffi.get_global_func(CREATOR, allow_missing=True)
+
+    def create(*_: object) -> None:
+        raise AssertionError("compiled for the GPU that is here")
+
+    tvm_ffi.register_global_func(CREATOR, create, override=True)
+    try:
+        assert "__global__" in cuda_source(funcs, target)
+        with cuda_build(target), target:
+            relax.build(module(), target)
+        with pytest.raises(AssertionError, match="GPU that is here"), target:
+            relax.build(module(), target)
+    finally:
+        if before is None:
+            tvm_ffi.registry.remove_global_func(CREATOR)
+        else:
+            tvm_ffi.register_global_func(CREATOR, before, override=True)
+
+
 def test_nothing_is_left_behind() -> None:
     before = os.environ.get("TVM_COMPILE_FORCE_FALLBACK")
-    function = tvm_ffi.get_global_func(COMPILER)
     target = resolve_cuda_target("sm_80")
 
     def interrupted() -> CudaBuild:
         with cuda_build(target) as build:
             assert os.environ["TVM_COMPILE_FORCE_FALLBACK"] == "1"
-            assert not tvm_ffi.get_global_func(COMPILER).same_as(function)
             raise KeyError(build)
 
     with pytest.raises(KeyError):
         interrupted()
     assert os.environ.get("TVM_COMPILE_FORCE_FALLBACK") == before
-    assert tvm_ffi.get_global_func(COMPILER).same_as(function)
