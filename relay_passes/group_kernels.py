@@ -23,7 +23,8 @@ same rows      weight matmuls take the same x and the same table of rows
 
 A grouped PrimFunc's parameters are those of its members, in order, without the intermediate
 results and without a second x or table of rows, then the results. Groups whose members are the same
-PrimFuncs (other layers', with other constants) share one. A group that
+PrimFuncs (other layers', with other constants) share one. Those of weight matmuls have an attribute
+``vitq.shape``: M, N of all together, K. A group that
 :mod:`schedules.cuda` has no kernel for stays as it was.
 """
 
@@ -36,6 +37,7 @@ import tvm
 from tvm import relax, tirx
 
 from schedules.apply import SCHEDULED, blocks_of, gemm_spec
+from schedules.operands import linear_shape
 
 __all__ = ["GroupKernels"]
 
@@ -234,6 +236,12 @@ class _Function:
         return arguments
 
 
+def _shape(members: list[_Kernel]) -> list[int]:
+    """Return M, N and K of weight matmuls of the same rows: N is that of all together."""
+    shapes = [linear_shape(member.func.params, member.spec.gather) for member in members]
+    return [shapes[0][0], sum(columns for _, columns, _ in shapes), shapes[0][2]]
+
+
 def _kernel_of(group: _Group) -> tirx.PrimFunc | None:
     """Return the kernel of a group, None if there is none for it."""
     if group.kind == "attention":
@@ -262,7 +270,10 @@ class _Rewrite:
             func = _kernel_of(group)
             if func is not None:
                 operators = (str(part.func.attrs["vitq.op"]) for part in parts if part is not None)
-                func = func.with_attrs({"vitq.op": "+".join(operators), SCHEDULED: True})
+                attrs = {"vitq.op": "+".join(operators), SCHEDULED: True}
+                if group.kind == "linears":
+                    attrs["vitq.shape"] = _shape(group.members)
+                func = func.with_attrs(attrs)
                 func = func.without_attr("global_symbol")
             self.kernels[key] = func and self.bb.add_func(func, f"vitq_{group.kind}")
         return self.kernels[key]

@@ -17,7 +17,7 @@ from tvm import tirx
 from .builder import Writer, const, load, vector_type
 from .dot import Dot
 
-__all__ = ["Operand", "Pass", "passes_of", "product", "row_pair"]
+__all__ = ["Operand", "Pass", "linear_shape", "passes_of", "product", "row_pair"]
 
 
 def product(values: Any) -> int:
@@ -26,6 +26,13 @@ def product(values: Any) -> int:
     for value in values:
         total *= int(value)
     return total
+
+
+def linear_shape(params: Any, gather: str = "") -> tuple[int, int, int]:
+    """Return M, N and K of a weight matmul's PrimFunc, from its parameters; see ``GemmSpec``."""
+    *rows, columns = params[-1].shape
+    pieces = product(params[-2].shape[1:]) if gather in ("x", "both") else 1
+    return product(rows), int(columns), int(params[0].shape[-1]) * pieces
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,8 @@ def compile_module(
             metadata["schedules"] = describe_schedules(schedules)
             if is_gpu(description):
                 gpu = compile_gpu(kernels, tvm_target)
-                metadata["kernels"] = describe_gpu_kernels(kernels, gpu.build.resources)
+                metadata["kernels"] = describe_gpu_kernels(kernels, gpu.build.resources,
+                                                           plans.plans)
                 metadata["gpu"] = {"launches": launches.counts, "float_boundary": gpu.boundary}
             else:
                 metadata["kernels"] = describe_kernels(kernels, plans.plans)

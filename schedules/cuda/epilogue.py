@@ -299,10 +299,12 @@ class Finish:
         """Return ``total`` clamped, as far as the packing does not do it."""
         epilogue, dtype = self.result.epilogue, self.result.epilogue.out_dtype
         info = np.iinfo(dtype)
-        packs = (kind == "int32" and self.result.tail is None and self.vectors and dtype in PACKS)
-        if not (packs and epilogue.qmax == info.max):
+        done = (kind == "int32" and self.result.tail is None and self.vectors and dtype in PACKS)
+        # A clamp to all of the word's own type limits nothing (nor has C++ such a literal).
+        done = done or dtype == kind
+        if not (done and epilogue.qmax == info.max):
             total = tirx.min(total, const(epilogue.qmax, kind))
-        if not (packs and epilogue.qmin == info.min):
+        if not (done and epilogue.qmin == info.min):
             total = tirx.max(total, const(epilogue.qmin, kind))
         return total
 

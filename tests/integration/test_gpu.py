@@ -56,6 +56,9 @@ def test_digits(digits: Path, cli: Cli) -> None:
                                                     "vitq_dequantize_kernel"}
     kernels = [kernel for kernel in report["kernels"].values() if "softmax" not in kernel["op"]]
     assert all(kernel["local_bytes"] == 0 and kernel["registers"] > 0 for kernel in kernels)
+    shapes = [kernel["shape"] for kernel in kernels if "linear" in kernel["op"]]
+    assert [65, 192, 64] in shapes and [65, 64, 256] in shapes  # Q, K and V together; fc2
+    assert all(kernel["macs"] == np.prod(kernel["shape"]) for kernel in kernels if "macs" in kernel)
     assert "launches of" in cli("inspect", digits).out
 
 

@@ -11,6 +11,7 @@ import tvm
 from tvm import relax, tirx
 
 from relay_passes.errors import VitqError
+from schedules.operands import linear_shape, product
 
 from .disassemble import BOUNDARY_KERNELS
 
@@ -59,7 +60,7 @@ def check_ptx(kernels: Mapping[str, str]) -> dict[str, dict[str, int]]:
 
 
 def describe_gpu_kernels(
-    mod: tvm.IRModule, resources: Mapping[str, Any]
+    mod: tvm.IRModule, resources: Mapping[str, Any], plans: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Describe the kernels of a VM-ready module.
 
@@ -69,12 +70,15 @@ def describe_gpu_kernels(
         With scheduled PrimFuncs.
     resources
         What each takes, by the name of its ``__global__`` function.
+    plans
+        Those that ``MatmulPlans`` kept.
 
     Returns
     -------
     dict
         Symbol -> ``op`` (of a group: its members' joined by ``+``), ``registers`` of a thread, and
-        ``local_bytes``: what it keeps in device memory for want of registers.
+        ``local_bytes``: what it keeps in device memory for want of registers. Of matmuls by weights
+        also ``shape`` (``[M, N, K]``; of several side by side, N is that of all) and ``macs``.
     """
     kernels = {}
     for gvar, func in mod.functions_items():
@@ -87,6 +91,12 @@ def describe_gpu_kernels(
             taken = resources[f"{name}_kernel"]
             entry["registers"] = taken.registers
             entry["local_bytes"] = taken.stack + taken.spill_stores + taken.spill_loads
+        shape = [int(extent) for extent in func.attrs.get("vitq.shape", ())]
+        plan = plans.get(name)
+        if plan is not None and "linear" in plan.kind:
+            shape = list(linear_shape(func.params, plan.gather))
+        if shape:
+            entry |= {"shape": shape, "macs": product(shape)}
         kernels[name] = entry
     return kernels
 
