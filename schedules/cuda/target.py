@@ -10,14 +10,16 @@ __all__ = ["ARCHITECTURES", "is_cuda_name", "resolve_cuda_target"]
 
 ARCHITECTURES = {
     "sm_75": 65536,
-    "sm_80": 166912,
+    "sm_80": 101376,
     "sm_86": 101376,
-    "sm_87": 166912,
+    "sm_87": 101376,
     "sm_89": 101376,
     "sm_90": 232448,
 }
-"""Architectures and the most shared memory that a block may have on them, bytes (CUDA C++
-Programming Guide, table of technical specifications per compute capability)."""
+"""Architectures and the shared memory that a block may have wherever their code runs, bytes (CUDA
+C++ Programming Guide, technical specifications per compute capability). sm_80 and sm_87 themselves
+have 166912, but sm_86 and sm_89, which run the same code, have not; sm_90's kernels may take more
+than workstation GPUs of later generations have."""
 
 DEFAULT = "sm_80"
 """Machine code of it runs on all of sm_80 … sm_89, and its PTX on everything newer."""

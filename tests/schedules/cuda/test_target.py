@@ -23,6 +23,13 @@ def test_names(name: str, arch: str) -> None:
     assert str(target.host.attrs["mtriple"]).startswith(host_architecture())
 
 
+def test_code_runs_on_what_it_is_said_to() -> None:
+    """No kernel for sm_80 takes more shared memory than sm_86 and sm_89 have, which run it too."""
+    names = [name for name in ARCHITECTURES if name.startswith("sm_8")]
+    assert {ARCHITECTURES[name] for name in names} == {101376}
+    assert ARCHITECTURES["sm_75"] <= ARCHITECTURES["sm_80"] <= ARCHITECTURES["sm_90"]
+
+
 @pytest.mark.parametrize("name", ["sm_70", "sm_", "cuda+", "cuda+70", "cuda+sm_61", "sm_90+cuda"])
 def test_unknown_names(name: str) -> None:
     with pytest.raises(ValueError, match=r"unknown CUDA target .*: use cuda .* sm_75") as error:
