@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.runner import session
+from benchmarks.gpu.runner import __main__ as command
+from benchmarks.gpu.runner import device, session
 from benchmarks.gpu.runner.bars import bars
 from benchmarks.gpu.runner.inputs import KINDS, derive, noise
 from benchmarks.gpu.runner.kernels import rows_of
@@ -283,3 +284,48 @@ print(sorted(sys.modules.keys() & {"tvm", "tvm_ffi", "torch", "timm", "rich"}))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).parents[2])  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+class Driver:
+    """Stands for ``libcuda.so.1``."""
+
+    def __init__(self, status: int = 0, count: int = 1, capability: int = 90) -> None:
+        self.status, self.count, self.parts = status, count, divmod(capability, 10)
+
+    def cuInit(self, _flags: int) -> int:
+        return self.status
+
+    def cuDeviceGetCount(self, count: Any) -> None:
+        count._obj.value = self.count
+
+    def cuDeviceGet(self, device: Any, _place: int) -> None:
+        device._obj.value = 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, _device: Any) -> None:
+        value._obj.value = self.parts[attribute - 75]
+
+
+@pytest.mark.parametrize(("driver", "said"), [
+    (None, "no CUDA device: libcuda.so.1: not there"),
+    (Driver(status=100), "no CUDA device: the driver's cuInit gives error 100"),
+    (Driver(count=0), "no CUDA device: the driver finds none"),
+    (Driver(capability=89), "the artefacts are for sm_90, and this device is sm_89"),
+])  # fmt: skip
+def test_no_device_is_one_line(
+    driver: Driver | None, said: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def load(name: str) -> Driver:
+        if driver is None:
+            raise OSError(f"{name}: not there")
+        return driver
+
+    monkeypatch.setattr(device.ctypes, "CDLL", load)
+    for verb in ("check", "run"):
+        assert command.main([verb, "--bundle", str(bundle.folder)]) == 2
+        assert capsys.readouterr() == ("", f"error: {said}\n")
+
+
+def test_a_device_that_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: Driver(capability=100))
+    assert device.why_not("sm_90") == ""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from .device import why_not
 from .ffi import Runtime, RuntimeFailure
 from .report import load_results, tables
 from .session import sit, work
@@ -68,6 +69,9 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
     unknown = sorted(set(options.models or ()) - set(bundle.models))
     if unknown:
         raise ValueError(f"no model {', '.join(unknown)}; there are {', '.join(bundle.models)}")
+    why = why_not(bundle.manifest["arch"]) if bundle.device == "cuda" else ""
+    if why:
+        raise RuntimeFailure(why)
     if options.verb == "check":
         return _check(options, bundle)
     stages = [*options.stages, *(["sanitize"] if options.sanitize is not None else [])]

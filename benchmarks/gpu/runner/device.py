@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform
 import shutil
 import statistics
@@ -11,13 +12,43 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-__all__ = ["clocks", "describe", "peaks"]
+__all__ = ["clocks", "describe", "peaks", "why_not"]
 
 _STATE = {
     "clocks.sm": "sm_mhz", "clocks.mem": "memory_mhz", "clocks.max.sm": "sm_max_mhz",
     "temperature.gpu": "celsius", "power.draw": "watt", "power.limit": "watt_limit",
     "clocks_event_reasons.active": "throttled_by",
 }  # fmt: skip
+
+
+_MAJOR, _MINOR = 75, 76
+"""The driver's numbers of the two parts of the compute capability."""
+
+
+def why_not(arch: str) -> str:
+    """Return why code for ``sm_XX`` cannot run on the first GPU, ``""`` if it can.
+
+    Asks the driver alone, so it takes no PyTorch and no CUDA runtime.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as why:
+        return f"no CUDA device: {why}"
+    status = driver.cuInit(0)
+    if status:
+        return f"no CUDA device: the driver's cuInit gives error {status}"
+    count, device = ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    if not count.value:
+        return "no CUDA device: the driver finds none"
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    parts = []
+    for attribute in (_MAJOR, _MINOR):
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        parts.append(value.value)
+    here, wanted = 10 * parts[0] + parts[1], int("".join(filter(str.isdigit, arch)) or 0)
+    return "" if here >= wanted else f"the artefacts are for {arch}, and this device is sm_{here}"
 
 
 def _nvidia_smi(fields: list[str]) -> list[str]:
@@ -46,7 +77,7 @@ def describe(device: str) -> dict[str, Any]:
     """Return the device's name and size, the driver, and the versions of what is installed.
 
     PyTorch is asked for the name only where ``nvidia-smi`` does not tell it: importing it takes
-    seconds.
+    seconds. The name is empty where neither can tell it.
     """
     found: dict[str, Any] = {"kind": device, "python": platform.python_version()}
     for package in ("torch", "triton", "onnxruntime-gpu"):
@@ -58,9 +89,12 @@ def describe(device: str) -> dict[str, Any]:
     if told:
         return {**found, **dict(zip(("name", "driver", "memory_mib", "capability"), told,
                                     strict=True))}  # fmt: skip
-    import torch
+    name = ""
+    with contextlib.suppress(ImportError, RuntimeError, AssertionError):
+        import torch
 
-    return {**found, "name": torch.cuda.get_device_name(0)}
+        name = torch.cuda.get_device_name(0)
+    return {**found, "name": name}
 
 
 def peaks(sizes: tuple[int, ...], device: str, runs: int = 20) -> dict[str, Any]:
