@@ -107,7 +107,7 @@ def test_a_tracker_that_comes_back(program: Path, toy: Path, tmp_path: Path) -> 
         while server.log.read_text().count(refused) < 2:
             assert time.monotonic() < end, server.log.read_text()
             time.sleep(0.1)
-        time.sleep(4.5)
+        time.sleep(2.5)  # one more attempt
         assert server.log.read_text().count(refused) == 2, server.log.read_text()
 
 
