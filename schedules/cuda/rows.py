@@ -11,9 +11,9 @@ What the elements are is the PrimFunc's own expressions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,62 +24,11 @@ from schedules.builder import const, load
 from schedules.rows import Stage, row_passes, row_stages
 
 from .elementwise import cast, index_of
-from .expression import Expressions
+from .expression import Expressions, loads_of
+from .row_tile import MOST_HELD, RowTile, default_row_tile
 from .writer import CudaWriter, pointer
 
-__all__ = ["RowTile", "default_row_tile", "lower_rows"]
-
-MOST_HELD = 64
-"""Elements of a row that one thread keeps; longer rows are read again in every pass."""
-_SCHEDULERS = 132 * 4
-_ELEMENT, _CHUNK, _SHUFFLE = 12, 10, 12
-"""Instructions for an element, a chunk and one step of a reduction, roughly."""
-
-
-@dataclass(frozen=True)
-class RowTile:
-    """How rows are laid over threads.
-
-    Parameters
-    ----------
-    lanes
-        Threads of a row, a power of two up to 32.
-    width
-        Neighbouring elements of a chunk.
-    warps
-        Warps of a block.
-    """
-
-    lanes: int
-    width: int
-    warps: int
-
-
-def default_row_tile(rows: int, length: int, itemsize: int, reductions: int) -> RowTile:
-    """Return the tile that takes the fewest instructions of the busiest scheduler.
-
-    Parameters
-    ----------
-    rows, length
-        Of the result.
-    itemsize
-        Bytes of an element of the widest operand along rows.
-    reductions
-        How many reductions a row has.
-    """
-    def cost(lanes: int, width: int) -> tuple[int, int]:
-        chunks = -(-length // (lanes * width))
-        one = chunks * (width * _ELEMENT + _CHUNK)
-        one += reductions * _SHUFFLE * (lanes.bit_length() - 1)
-        warps = -(-rows // (32 // lanes))
-        return -(-warps // _SCHEDULERS) * one, chunks
-
-    widths = [w for w in (1, 2, 4, 8, 16) if length % w == 0 and w * itemsize <= 16]
-    choices = [(lanes, width) for lanes in (32, 16, 8, 4, 2, 1) for width in widths
-               if length <= MOST_HELD * lanes or lanes == 32]
-    lanes, width = min(choices, key=lambda choice: cost(*choice))
-    warps = -(-rows // (32 // lanes))
-    return RowTile(lanes, width, next(w for w in (4, 2, 1) if warps >= w * 132 or w == 1))
+__all__ = ["lower_rows"]
 
 
 class _Rows:
@@ -95,7 +44,11 @@ class _Rows:
         along = [b for b in self.params if b.shape and int(b.shape[-1]) == self.length]
         itemsize = max(np.dtype(str(b.dtype)).itemsize for b in along if len(b.shape) > 1 or b is
                        self.out)
-        tile = tile or default_row_tile(self.rows, self.length, itemsize, len(self.sums))
+        # Rows of another operand may be longer (a part of them is taken); chunks are aligned there.
+        aligned = math.gcd(self.length, *(
+            int(node.source.shape[-1]) for stage in stages for node in loads_of(stage.value)
+            if node.indices and node.indices[-1].same_as(stage.column)))
+        tile = tile or default_row_tile(self.rows, self.length, itemsize, len(self.sums), aligned)
         self.tile = tile
         self.chunks = -(-self.length // (tile.lanes * tile.width))
         self.held = self.chunks * tile.width <= MOST_HELD

@@ -11,7 +11,7 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 
 from relay_passes.dialect.add import add
 from relay_passes.dialect.gelu import gelu
@@ -19,13 +19,14 @@ from relay_passes.dialect.layer_norm import layer_norm
 from relay_passes.dialect.reduce import sum_
 from relay_passes.dialect.requantize import requantize
 from relay_passes.dialect.softmax import softmax
-from schedules.apply import ApplySchedules
+from schedules.apply import ApplySchedules, blocks_of
 from schedules.cuda.compile import compile_cuda, cuda_source, ptx
 from schedules.cuda.emulate import Emulator
-from schedules.cuda.rows import RowTile, default_row_tile
+from schedules.cuda.row_tile import RowTile, default_row_tile
+from schedules.cuda.rows import lower_rows
 from schedules.cuda.target import resolve_cuda_target
 from schedules.isa import CUDA
-from tests.helpers.cuda import needs_nvcc
+from tests.helpers.cuda import emulator, needs_nvcc
 from tests.helpers.dialect import extreme, module
 from tvm_vitq.artifact.gpu_kernels import check_ptx
 from tvm_vitq.reference.interpreter import Interpreter
@@ -100,6 +101,20 @@ def test_in_registers_and_without_floats() -> None:
     _, resources = compile_cuda(source, "sm_80")
     assert not [name for name, taken in resources.items() if taken.spills]
     assert check_ptx(ptx(source, "sm_80")) == {}
+
+
+@pytest.mark.parametrize("wide", [2050, 2049, 2056])
+def test_parts_of_longer_rows_are_aligned(wide: int) -> None:
+    x = te.placeholder((256, wide), "int8", name="x")
+    out = te.compute((256, 2048), lambda i, j: x[i, j], name="out")
+    func = te.create_prim_func([x, out])
+    blocks = [block for block in blocks_of(func.body) if block.iter_vars]
+    kernel = lower_rows(func, blocks, {"tirx.noalias": True})
+    assert kernel is not None
+    given = np.random.default_rng(0).integers(-128, 128, (256, wide), "int8")
+    found = np.zeros((256, 2048), "int8")
+    emulator({"kernel": kernel}).run("kernel", given, found)
+    np.testing.assert_array_equal(found, given[:, :2048])
 
 
 def test_default_tiles() -> None:
