@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -93,7 +94,8 @@ def lower(
     Raises
     ------
     ValueError
-        A PrimFunc is not one launch, or two of its parameters have the same name.
+        A PrimFunc is not one launch, two of its parameters have the same name, or one has more
+        elements than an int32 counts, as places in tensors are.
     """
     module = tvm.IRModule({name: func.with_attr("global_symbol", name)
                            for name, func in funcs.items()})
@@ -134,6 +136,11 @@ def _kernel(name: str, func: tirx.PrimFunc, lowered: Mapping[str, tirx.PrimFunc]
     arguments = tuple(Argument(str(param.name), str(param.dtype),
                                tuple(int(extent) for extent in param.shape))
                       for param in func.params)
+    for argument in arguments:
+        size = math.prod(argument.shape)
+        if size >= 2**31:
+            raise ValueError(f"{name}: {argument.name} has {size} elements, more than {2**31 - 1}: "
+                             "take a smaller batch")
     return Kernel(kernel, order, (grid[0], grid[1], grid[2]), extents.get("threadIdx.x", 1),
                   sum(shared), arguments)
 

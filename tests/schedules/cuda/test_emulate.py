@@ -187,6 +187,10 @@ def test_kernels_that_cannot_be_lowered() -> None:
     func = kernel(lambda w, x, y: w.store(y, load(x, w.thread), w.thread), same)
     with pytest.raises(ValueError, match="parameters of k have the same name"):
         lower({"k": func}, target)
+    long = [words("x", 2**31, "int8")]
+    func = kernel(lambda w, x: w.store(x, const(0, "int8"), w.thread), long)
+    with pytest.raises(ValueError, match=r"k: x has 2147483648 elements.* a smaller batch"):
+        lower({"k": func}, target)
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
