@@ -20,6 +20,7 @@ from tests.cli.conftest import Cli, cli, refused
 from tests.helpers.cuda import needs_nvcc
 from tests.helpers.fake_cuda import replay
 from tests.integration.models import random_model
+from tvm_vitq.artifact import gpu
 from tvm_vitq.artifact.foreign import ForeignArtifact
 from tvm_vitq.artifact.gpu import architecture_here
 from tvm_vitq.artifact.gpu_kernels import Launches, check_ptx, float_mnemonics
@@ -85,6 +86,18 @@ def test_without_a_gpu(digits: Path, refused: Callable[..., str], tmp_path: Path
     assert made.metadata["golden"]["replayed_with"] is None
     with pytest.raises(VitqError, match="cannot run here"):
         made.run(np.zeros((1, 3, 8, 8), "float32"))
+
+
+def test_what_tvm_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise OSError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(gpu, "architecture_here", lambda: "")
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    reason = gpu.reason_not_here({"arch": "sm_90"})
+    assert reason.endswith("TVM finds none on this machine (without libcudart.so.13)")
+    monkeypatch.setattr(gpu, "architecture_here", lambda: "sm_86")
+    assert "for sm_90, and this machine's GPU is sm_86" in gpu.reason_not_here({"arch": "sm_90"})
 
 
 @needs_nvcc

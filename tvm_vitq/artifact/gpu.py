@@ -8,8 +8,10 @@ and to replay it with kernels that are emulated.
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 __all__ = ["GPU_EMULATOR", "GRAPH_FUNCTIONS", "architecture_here", "capability", "is_gpu",
@@ -45,11 +47,24 @@ def architecture_here() -> str:
     return "sm_" + str(device.compute_version).replace(".", "")
 
 
+def _missing_library() -> str:
+    """Return the library that TVM's CUDA runtime wants and lacks here, ``""`` if it loads."""
+    import tvm
+
+    try:
+        ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"))
+    except OSError as why:
+        return str(why).partition(":")[0]
+    return ""
+
+
 def reason_not_here(description: Mapping[str, Any]) -> str:
     """Return why this machine's GPU cannot run a target's code, ``""`` if it can."""
     needed, here = str(description["arch"]), architecture_here()
     if not here:
-        return f"the code is for an NVIDIA GPU ({needed}), and TVM finds none on this machine"
+        missing = _missing_library()
+        return (f"the code is for an NVIDIA GPU ({needed}), and TVM finds none on this machine"
+                f"{missing and f' (without {missing})'}")
     if capability(here) < capability(needed):
         return f"the code is for {needed}, and this machine's GPU is {here}"
     return ""
