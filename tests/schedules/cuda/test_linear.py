@@ -192,9 +192,10 @@ def test_default_tile_fills_the_device_or_its_tensor_cores() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90"])
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
-@pytest.mark.parametrize("kind,out_dtype", [("requant", "int8"), ("requant_add", "int16")])
+@pytest.mark.parametrize("arch,kind,out_dtype", [
+    ("sm_80", "requant", "int8"), *((arch, "requant_add", "int16") for arch in (
+        "sm_75", "sm_80", "sm_90"))])  # a residual takes registers beside everything else
 def test_no_local_memory(arch: str, dtype: str, kind: str, out_dtype: str) -> None:
     case = linear_case(dtype, 1001, 392, 384, kind, out_dtype, res=(2**30, 30))
     itemsize = np.dtype(dtype).itemsize
