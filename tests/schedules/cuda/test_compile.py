@@ -113,3 +113,18 @@ def test_nothing_is_left_behind() -> None:
     with pytest.raises(KeyError):
         interrupted()
     assert os.environ.get("TVM_COMPILE_FORCE_FALLBACK") == before
+
+
+def test_an_order_of_functions_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+
+    def compile_cuda(source: str, _arch: str) -> tuple[bytes, dict[str, object]]:
+        given.append(source)
+        return str(len(given)).encode(), {}
+
+    monkeypatch.setattr("schedules.cuda.compile.compile_cuda", compile_cuda)
+    build = CudaBuild("sm_90")
+    one, other = ("int one() {\n  return 1;\n}\n", "int other() {\n  return 2;\n}\n")
+    kernels = 'extern "C" __global__ void a() {}\nextern "C" __global__ void b() {}\n'
+    assert build.compile(one + other + kernels) == build.compile(other + one + kernels) == b"1"
+    assert build.compile(one + other + kernels.replace("b()", "c()")) == b"2"
