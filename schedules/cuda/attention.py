@@ -123,6 +123,12 @@ class Problem:
     depth: int
     columns: int
 
+    @property
+    def registers(self) -> int | None:
+        """What a thread may have where q, k or v is of 16 bits; else ptxas chooses well."""
+        operands = (*self.scores_params[:2], self.context_params[1])
+        return 128 if any(str(buffer.dtype) == "int16" for buffer in operands) else None
+
 
 def _shape(buffer: Any, axes: Sequence[int] = ()) -> list[int]:
     shape = [int(extent) for extent in buffer.shape]

@@ -47,7 +47,7 @@ class AttentionKernel:
         self.warps = groups * split
         self.row_groups = -(-p.rows // 16)
         self.total = p.entries * self.row_groups
-        w = self.w = CudaWriter((-(-self.total // groups),), 32 * self.warps)
+        w = self.w = CudaWriter((-(-self.total // groups),), 32 * self.warps, p.registers)
         self.steps = -(-p.keys // (32 * split))
         self.full, self.rest = divmod(p.keys, 32)
         self.scratch = w.shared("scratch", self.warps * self.steps * 256, "int32")

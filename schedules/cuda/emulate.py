@@ -34,7 +34,8 @@ _FLAGS = ("-std=c++17", "-O2", "-march=native", "-fPIC", "-shared", "-fvisibilit
           "-fwrapv", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-stack-protector", "-w")
 _RUBBISH = "-ftrivial-auto-var-init=pattern"  # registers; compilers before GCC 12 lack it
 
-_HEAD = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(([^)]*)\) \{')
+_HEAD = re.compile(
+    r'extern "C" __global__ void (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\) \{')
 _SHARED = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?([\w ]+?) (\w+)\[\];")
 _DEVICE = re.compile(r"^__device__ [^(]*?(\w+)\(", re.MULTILINE)
 

@@ -27,6 +27,8 @@ from .device import FUNCTIONS
 __all__ = ["CudaWriter", "pointer"]
 
 _HELD = "__device__ __forceinline__ void vitq_held(const void* registers) {\n}\n"
+_REGISTERS = 65536
+"""Registers of a multiprocessor."""
 _ALIGNMENT = 128
 """Alignment of shared buffers, bytes: one row of the 32 banks."""
 
@@ -47,6 +49,9 @@ class CudaWriter(Writer):
         Extents of ``blockIdx.x``, ``.y``, ``.z``, one to three.
     threads
         Extent of ``threadIdx.x``.
+    registers
+        What a thread may have, at least. None: ptxas chooses, and would rather keep a few values
+        in local memory than take more than 64, 96 or 128.
 
     Attributes
     ----------
@@ -56,8 +61,9 @@ class CudaWriter(Writer):
         The thread's index in its block; in its warp; its warp's index.
     """
 
-    def __init__(self, blocks: Sequence[int], threads: int) -> None:
+    def __init__(self, blocks: Sequence[int], threads: int, registers: int | None = None) -> None:
         super().__init__()
+        self._resident = None if registers is None else _REGISTERS // (registers * threads)
         self._axes = [(self._axis(f"blockIdx.{axis}", extent), extent)
                       for axis, extent in zip("xyz", blocks, strict=False)]
         self._axes.append((self._axis("threadIdx.x", threads), threads))
@@ -169,6 +175,9 @@ class CudaWriter(Writer):
         """Close the function."""
         self._hold()
         body: Any = tirx.SeqStmt([*self._declarations(), *self._stack[0]])
+        if self._resident is not None:
+            body = tirx.AttrStmt(const(0, "int32"), "tirx.launch_bounds_min_blocks_per_sm",
+                                 const(self._resident, "int32"), body)
         for axis, extent in reversed(self._axes):
             body = tirx.AttrStmt(axis, "thread_extent", tirx.const(extent, "int32"), body)
         self._stack[0] = [body]

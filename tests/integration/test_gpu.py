@@ -54,7 +54,7 @@ def test_digits(digits: Path, cli: Cli) -> None:
     assert report["gpu"]["launches"]["typical"] == 7
     assert set(report["gpu"]["float_boundary"]) == {"vitq_quantize_kernel",
                                                     "vitq_dequantize_kernel"}
-    kernels = [kernel for kernel in report["kernels"].values() if "softmax" not in kernel["op"]]
+    kernels = list(report["kernels"].values())
     assert all(kernel["local_bytes"] == 0 and kernel["registers"] > 0 for kernel in kernels)
     shapes = [kernel["shape"] for kernel in kernels if "linear" in kernel["op"]]
     assert [65, 192, 64] in shapes and [65, 64, 256] in shapes  # Q, K and V together; fc2
