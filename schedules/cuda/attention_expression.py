@@ -199,6 +199,14 @@ class Translator:
         if op in ("LShift", "RShift"):
             kinds = {register_of(a.lo, a.hi), register_of(lo, hi)}
         kind = self._common(kinds, min(a.lo, b.lo, lo))
+        if op in ("FloorDiv", "FloorMod") and b.lo != b.hi:
+            # That no divisor is 0 or negative is the operator's promise; intervals may not see it.
+            if kind != "int32":
+                raise NotTaken(f"a division of {kind}")
+            quotient = self.steps.w.value("vitq_divide", a.to(kind), b.to(kind))
+            if op == "FloorMod":
+                quotient = a.to(kind) - quotient * b.to(kind)
+            return Value(quotient, lo, hi, kind)
         return Value(BINARY[op](a.to(kind), b.to(kind)), lo, hi, kind)
 
     @staticmethod

@@ -139,6 +139,17 @@ _ALL = [
               "static_cast<unsigned int>(b), static_cast<unsigned int>(select)));", "int32"),
     _function("vitq_rescale(int value, int mult, int rounding, int shift)",
               "  return (__mulhi(value, mult) + rounding) >> shift;", "int32"),
+    # The floor of a / b for b > 0, a bit a step: a division would be done in float32.
+    _function("vitq_divide(int a, int b)", """
+  unsigned int sign = a >> 31, left = a ^ sign, rest = 0, quotient = 0, by = b;
+#pragma unroll
+  for (int bit = 30; bit >= 0; --bit) {
+    rest = rest << 1 | (left >> bit & 1);
+    bool fits = rest >= by;
+    rest -= fits ? by : 0;
+    quotient = quotient << 1 | (fits ? 1 : 0);
+  }
+  return static_cast<int>(quotient ^ sign);""", "int32"),
     _function("vitq_high(int a, int b)", "  return __mulhi(a, b);", "int32"),
 ]
 

@@ -153,7 +153,16 @@ class Expressions:
         if kind == "Call":
             args = [self.code(arg) for arg in expr.args]
             return type(expr)(expr.op, args, expr.attrs, ret_ty=expr.ty)
-        return type(expr)(self.code(expr.a), self.code(expr.b))
+        a, b = self.code(expr.a), self.code(expr.b)
+        if kind == "FloorDiv" and not isinstance(b, tirx.IntImm) and self.w is not None:
+            return self._quotient(a, b)
+        return type(expr)(a, b)
+
+    def _quotient(self, a: Any, b: Any) -> Any:
+        """Return the floor of a quotient by a positive number, without float instructions."""
+        if str(a.ty.dtype) != "int32":
+            raise ValueError(f"a division of {a.ty.dtype}; only int32 is divided on a GPU")
+        return self.w.value("vitq_divide", a, b)
 
     def _arm(self, expr: Any) -> Any:
         before, self.guarded = self.guarded, True

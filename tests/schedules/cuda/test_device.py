@@ -87,7 +87,7 @@ def write_words(w: CudaWriter, x: Any, y: Any) -> None:
 
 
 BINARY = {"vitq_dot4": 3, "vitq_high": 2, "vitq_bytes": 3, "vitq_pack_s8": 4, "vitq_pack_u8": 4,
-          "vitq_pack_s16": 2}
+          "vitq_pack_s16": 2, "vitq_divide": 2}
 
 
 def write_scalar(name: str) -> Callable[..., None]:
@@ -206,3 +206,13 @@ def test_shuffles(device: Emulator) -> None:
     lanes = np.arange(32)
     for bit in range(5):
         assert (y[32 * bit:32 * bit + 32] == x[lanes ^ (1 << bit)]).all()
+
+
+@few
+@given(codes(np.int32, (32,)), codes(np.int32, (32,)))
+def test_divide(device: Emulator, a: np.ndarray, b: np.ndarray) -> None:
+    """The floor of a quotient by a positive number, whatever the sign of the dividend."""
+    divisor = np.where(b == np.iinfo(np.int32).min, 1, np.maximum(np.abs(b), 1)).astype(np.int32)
+    found = np.zeros(32, np.int32)
+    device.run("vitq_divide", np.concatenate([a, divisor]), found)
+    np.testing.assert_array_equal(found, a.astype(np.int64) // divisor)
