@@ -271,7 +271,8 @@ def compile_module(
                 gpu = compile_gpu(kernels, tvm_target)
                 metadata["kernels"] = describe_gpu_kernels(kernels, gpu.build.resources,
                                                            plans.plans)
-                metadata["gpu"] = {"launches": launches.counts, "float_boundary": gpu.boundary}
+                metadata["gpu"] = {"launches": launches.counts, "float_boundary": gpu.boundary,
+                                   "sha256": gpu.sha256}  # fmt: skip
             else:
                 metadata["kernels"] = describe_kernels(kernels, plans.plans)
             if dump_ir is not None:

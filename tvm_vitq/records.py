@@ -33,7 +33,7 @@ def open_schedules(isa: ISA, folder: str | Path | None, threads: int = 1) -> Sch
     Raises
     ------
     VitqError
-        If there is no such folder.
+        If there is no such folder, or it holds no records.
     """
     if folder is None:
         return Schedules.shipped(isa, threads)
@@ -60,16 +60,22 @@ def _files(places: Iterable[Path]) -> list[Path]:
     """Return the files of folders of records, and files."""
     found: list[Path] = []
     for place in places:
-        if not place.exists():
+        files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
+        if not files or not place.exists():
             raise VitqError(f"there are no records at {place}; tvm-vitq tune makes them")
-        found += sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
+        found += files
     return found
 
 
 def _reasons(file: RecordFile) -> list[str]:
     counted = Counter(why for _, why in file.refused)
-    return [f"{file.path.name}: {count} record{'s' * (count > 1)}, which {why}".replace(
-        "which is", "which are" if count > 1 else "which is") for why, count in counted.items()]
+    plural = {"is": "are", "was": "were"}
+    reasons = []
+    for why, count in counted.items():
+        verb, _, rest = why.partition(" ")
+        words = why if count == 1 else f"{plural[verb]} {rest}"
+        reasons.append(f"{file.path.name}: {count} record{'s' * (count > 1)}, which {words}")
+    return reasons
 
 
 def _write(path: Path, records: Iterable[Record]) -> None:
@@ -97,7 +103,7 @@ def merge(sources: Sequence[str | Path], into: str | Path) -> dict[str, Any]:
         raise VitqError(f"cannot make {into}: {why.strerror}") from why
     held: dict[str, dict[str, Record]] = {}
     refused: list[str] = []
-    own, before = _files([into]), 0
+    own, before = sorted(into.glob("*.jsonl")), 0
     for path in [*own, *_files(map(Path, sources))]:
         file = RecordFile(path)
         for record in file.read():
@@ -113,6 +119,8 @@ def merge(sources: Sequence[str | Path], into: str | Path) -> dict[str, Any]:
 
 def prune(folder: str | Path) -> dict[str, Any]:
     """Keep only what ``compile`` uses: the latest best of each task.
+
+    Trials go: a later ``tune`` measures those points again.
 
     Returns
     -------

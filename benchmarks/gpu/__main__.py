@@ -62,8 +62,6 @@ def _bundle(options: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in NETWORKS]
     if unknown:
         raise VitqError(f"no model {', '.join(unknown)}; there are {', '.join(NETWORKS)}")
-    if options.quantized is not None:
-        options.quantized.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
 
     def say(text: str) -> None:

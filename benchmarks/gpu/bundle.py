@@ -9,9 +9,13 @@ from __future__ import annotations
 import datetime
 import json
 import lzma
+import multiprocessing
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,9 @@ from typing import Any
 import numpy as np
 
 from relay_passes.errors import VitqError
+from schedules.cuda.nvcc import find_nvcc
 from schedules.cuda.target import is_cuda_name
+from tvm_vitq.saved import load_quantized
 
 from .networks import Network, Quantized, prepare
 from .rebatch import rebatch
@@ -38,7 +44,7 @@ _PACKAGES = ("tvm-vitq", "apache-tvm", "apache-tvm-ffi")
 
 
 def make(
-    output: Path, networks: Mapping[str, Network], batches: Iterable[int], arch: str,
+    output: Path, networks: Mapping[str, Network], batches: Sequence[int], arch: str,
     inputs: int = 64, samples: int = 128, kept: Path | None = None,
     verify_with: str | None = None, say: Callable[[str], None] = print,
 ) -> Path:  # fmt: skip
@@ -74,51 +80,117 @@ def make(
     Raises
     ------
     VitqError
-        If the folder is in use, something does not compile, or the archive is too large.
+        If the folder is in use, something does not compile, or the archive is too large. The
+        folder is made whole or not at all.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise VitqError(f"{output} is there already; name another folder or remove it")
-    (output / "artifacts").mkdir(parents=True)
-    (output / "checks").mkdir()
+    _check(output, batches, arch, inputs, samples, verify_with)
+    draft = output.with_name(output.name + ".part")
+    shutil.rmtree(draft, ignore_errors=True)
+    (draft / "artifacts").mkdir(parents=True)
+    (draft / "checks").mkdir()
     models: dict[str, Any] = {}
-    for name, network in networks.items():
-        say(f"{name}: quantize")
-        quantized = prepare(network, samples, None if kept is None else kept / f"{name}.vitq")
-        models[name] = add_network(output, name, network, quantized, batches, arch, inputs,
-                                   verify_with, say)  # fmt: skip
-    finish(output, models, arch)
+    try:
+        for name, network in networks.items():
+            with tempfile.TemporaryDirectory() as folder:
+                say(f"{name}: quantize")
+                module = (kept or Path(folder)) / f"{name}.vitq"
+                module.parent.mkdir(parents=True, exist_ok=True)
+                quantized = apart(prepare, network, samples, module)
+                models[name] = add_network(draft, name, network, quantized, module, batches, arch,
+                                           inputs, verify_with, say)  # fmt: skip
+        finish(draft, models, arch)
+        if output.exists():
+            output.rmdir()
+        draft.rename(output)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     say("compress")
     return archive(output)
 
 
-def add_network(
-    output: Path, name: str, network: Network, quantized: Quantized, batches: Iterable[int],
-    arch: str, inputs: int, verify_with: str | None, say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
-    """Compile a network for every batch, and note the logits that it must give.
+def _check(
+    output: Path, batches: Sequence[int], arch: str, inputs: int, samples: int,
+    verify_with: str | None,
+) -> None:  # fmt: skip
+    """Refuse at once what would fail after the first network."""
+    from tvm_vitq.artifact.emulate import find_emulator
+    from tvm_vitq.compiler import resolve
 
-    The logits of derived inputs are those of the artefact for this machine's processor, which
-    compile has compared with the reference interpreter's.
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise VitqError(f"{output} is there already; name another folder or remove it")
+    counts = {"--batch": min(batches), "--inputs": inputs, "--samples": samples}
+    for option, least in counts.items():
+        if least < 1:
+            raise VitqError(f"{option} {least}: it must be at least 1")
+    _, target = resolve(arch)
+    if target.kind.name == "cuda":
+        try:
+            find_nvcc()
+        except ValueError as why:
+            raise VitqError(str(why)) from why
+    if verify_with is not None:
+        find_emulator(verify_with, target.kind.name == "cuda")
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own: what compiling took is free again afterwards.
+
+    Raises
+    ------
+    VitqError
+        If the process dies; besides, what the function raises.
     """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise VitqError("a process that compiled has died; is there enough memory?") from None
+
+
+def compile_batch(
+    module: Path, golden: np.ndarray | None, batch: int, arch: str, output: Path,
+    verify_with: str | None,
+) -> None:  # fmt: skip
+    """Compile a quantized network for a batch."""
     from tvm_vitq.compiler import compile_module
 
-    small = rebatch(quantized.module, 2)
+    mod = load_quantized(module)
+    compile_module(rebatch(mod, batch), arch, output, golden, verify_with=verify_with,
+                   reference=rebatch(mod, 2))  # fmt: skip
+
+
+def known_logits(module: Path, golden: np.ndarray | None, inputs: int) -> np.ndarray:
+    """Return the logit codes of derived inputs.
+
+    They are those of the artefact for this machine's processor, which compile has compared with the
+    reference interpreter's.
+    """
+    from tvm_vitq.artifact.load import Artifact
+
+    with tempfile.TemporaryDirectory() as folder:
+        native = Path(folder) / "native.so"
+        compile_batch(module, golden, _CHECK_BATCH, "native", native, None)
+        known = Artifact(native)
+        codes, _ = known.golden
+        spec = known.metadata["input"]["codes"]
+        return known.run_codes(derive(codes, inputs, spec["qmin"], spec["qmax"]))
+
+
+def add_network(
+    output: Path, name: str, network: Network, quantized: Quantized, module: Path,
+    batches: Sequence[int], arch: str, inputs: int, verify_with: str | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Compile a network for every batch, and note the logits that it must give."""
     found: dict[str, str] = {}
     for batch in batches:
         place = f"artifacts/{name}_b{batch}.so"
         say(f"{name}: compile for batch {batch}")
-        compile_module(rebatch(quantized.module, batch), arch, output / place, quantized.golden,
-                       verify_with=verify_with, reference=small)  # fmt: skip
+        apart(compile_batch, module, quantized.golden, batch, arch, output / place, verify_with)
         found[str(batch)] = place
     say(f"{name}: logits of {inputs} inputs")
-    native = output / "native.so"
-    known = compile_module(rebatch(quantized.module, _CHECK_BATCH), "native", native,
-                           quantized.golden, reference=small)  # fmt: skip
-    codes, _ = known.golden
-    spec = known.metadata["input"]["codes"]
-    logits = known.run_codes(derive(codes, inputs, spec["qmin"], spec["qmax"]))
-    native.unlink()
+    logits = apart(known_logits, module, quantized.golden, inputs)
     checks = f"checks/{name}.npz"
     np.savez_compressed(output / checks, logits=logits)
     architecture = dict(network.architecture)

@@ -96,24 +96,23 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized network (``module``, at some batch), its golden inputs and where it is from."""
+    """What is to be known of a quantized network: its golden inputs and where it is from."""
 
-    module: tvm.IRModule
     golden: np.ndarray | None
     weights: str
     recipe: str
 
 
-def prepare(network: Network, samples: int, kept: Path | None = None) -> Quantized:
-    """Quantize a network.
+def prepare(network: Network, samples: int, path: Path) -> Quantized:
+    """Quantize a network, at some batch.
 
     Parameters
     ----------
     network
     samples
         Calibration images of a network with real weights.
-    kept
-        A file that the quantized module is kept in, and taken from if it is there.
+    path
+        The file for the quantized module; if it is there already, it stays.
     """
     import torch
 
@@ -127,8 +126,8 @@ def prepare(network: Network, samples: int, kept: Path | None = None) -> Quantiz
     recipe = preset("int8" if real else "minmax", int16_groups=0, images=samples)
     said = f"{'int8' if real else 'minmax'}, int16_groups 0"
     weights = "real" if real else "random"
-    if kept is not None and kept.is_file():
-        module = load_quantized(kept)
+    if path.is_file():
+        module = load_quantized(path)
         images = load_images(str(DATA / "images" / network.images), module, 2) if real else None
     else:
         torch.manual_seed(0)
@@ -141,11 +140,9 @@ def prepare(network: Network, samples: int, kept: Path | None = None) -> Quantiz
             size = network.architecture["img_size"]
             images = torch.randn(CALIBRATION_BATCH, 3, size, size)
         module = quantize(source, images, recipe)
-        module = module if real else pooled_weights(module)
-        if kept is not None:
-            save_quantized(module, kept)
+        save_quantized(module if real else pooled_weights(module), path)
     golden = images[:2].numpy() if real else None
-    return Quantized(module, golden, weights, said)
+    return Quantized(golden, weights, said)
 
 
 @relax.expr_functor.mutator

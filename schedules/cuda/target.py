@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import tvm
 
 from schedules.host import host_architecture
@@ -27,7 +29,7 @@ DEFAULT = "sm_80"
 
 def is_cuda_name(name: str) -> bool:
     """Whether ``name`` is meant for :func:`resolve_cuda_target`."""
-    return name.partition("+")[0] == "cuda" or name.startswith("sm_")
+    return re.fullmatch(r"cuda(\+.*)?|sm(_\w*|\d\w*)(\+.*)?", name.lower()) is not None
 
 
 def resolve_cuda_target(name: str = "cuda") -> tvm.target.Target:
@@ -37,19 +39,22 @@ def resolve_cuda_target(name: str = "cuda") -> tvm.target.Target:
     ----------
     name
         ``"sm_75"``, ``"sm_80"``, ``"sm_86"``, ``"sm_87"``, ``"sm_89"`` or ``"sm_90"``, also as
-        ``"cuda+sm_80"``; ``"cuda"`` is ``"sm_80"``. Code for one of them runs on it and on later
-        ones: as machine code within a generation (sm_8x), else from PTX that the driver compiles.
+        ``"cuda+sm_80"`` or ``"SM80"``; ``"cuda"`` is ``"sm_80"``. Code for one of them
+        runs on it and on later ones: as machine code within a generation (sm_8x), else from PTX
+        that the driver compiles.
 
     Raises
     ------
     ValueError
         There is no such architecture, or it has no int8 tensor cores.
     """
-    base, _, extension = name.partition("+")
-    arch = extension or DEFAULT if base == "cuda" else name
+    base, _, extension = name.lower().partition("+")
+    arch = extension or DEFAULT if base == "cuda" else name.lower()
+    arch = re.sub(r"^sm_?(?=\d)", "sm_", arch)
     if arch not in ARCHITECTURES or name.endswith("+"):
         raise ValueError(f"unknown CUDA target {name!r}: use cuda (sm_80 and later) or one of "
-                         f"{', '.join(ARCHITECTURES)} (int8 tensor cores begin with sm_75)")
+                         f"{', '.join(ARCHITECTURES)} (int8 tensor cores begin with sm_75; GPUs "
+                         "later than sm_90 run its code)")
     return tvm.target.Target(
         {"kind": "cuda", "arch": arch, "max_threads_per_block": 1024, "thread_warp_size": 32,
          "max_shared_memory_per_block": ARCHITECTURES[arch]},

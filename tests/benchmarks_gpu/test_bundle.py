@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import bundle as bundles
+from benchmarks.gpu.__main__ import main as command
 from benchmarks.gpu.networks import Network, pooled_weights, prepare
 from benchmarks.gpu.rebatch import batch_of, rebatch
 from relay_passes.errors import VitqError
 from relay_passes.pipeline import lower
 from relay_passes.split_boundary import SplitBoundary
 from tvm_vitq.compiler import reference_logits
+from tvm_vitq.saved import load_quantized
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2,
        "num_classes": 5}  # fmt: skip
@@ -37,8 +40,10 @@ def network(family: str) -> Network:
 
 
 @pytest.fixture(scope="module", params=["vit", "swin"])
-def quantized(request: pytest.FixtureRequest):
-    return prepare(network(request.param), 8).module
+def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("quantized") / "mini.vitq"
+    prepare(network(request.param), 8, path)
+    return load_quantized(path)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +193,40 @@ def test_archive_has_a_limit(tmp_path: Path) -> None:
     assert bundles.archive(tmp_path / "made").stat().st_size > 5000
 
 
+@pytest.mark.parametrize(("options", "said"), [
+    (["--arch", "sm_61"], "unknown CUDA target 'sm_61'"),
+    (["--batch", "8", "0"], "--batch 0: it must be at least 1"),
+    (["--inputs", "0"], "--inputs 0: it must be at least 1"),
+    (["--models", "resnet"], "no model resnet; there are deit_tiny"),
+    (["--verify-with", "qemu-aarch64"], "'qemu-aarch64' cannot replay this target's code"),
+])  # fmt: skip
+def test_refused_before_any_work(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["bundle", "-o", str(tmp_path / "made"), *options]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith(f"error: {said}") and told.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folder_in_use(folder: Path) -> None:
     with pytest.raises(VitqError, match="is there already"):
         bundles.make(folder, {}, [1], "native")
+
+
+def test_a_failed_bundle_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise VitqError("it fails")
+
+    monkeypatch.setattr(bundles, "finish", fail)
+    with pytest.raises(VitqError, match="it fails"):
+        bundles.make(tmp_path / "made", {}, [1], "native")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_dies_is_one_line() -> None:
+    with pytest.raises(VitqError, match="is there enough memory"):
+        bundles.apart(os.abort)
+    assert bundles.apart(abs, -1) == 1

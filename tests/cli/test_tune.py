@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,9 @@ def test_compile_uses_records_and_says_so(tiny: Path, tmp_path: Path) -> None:
     assert "which was made with TVM 0.1" in old["schedules"]["refused"][0]
     status, _, err = _run(*words, tmp_path / "x.so", "--records", tmp_path / "nowhere")
     assert status == 2 and "there are no records at" in err and not (tmp_path / "x.so").exists()
+    (tmp_path / "empty").mkdir()
+    status, _, err = _run(*words, tmp_path / "x.so", "--records", tmp_path / "empty")
+    assert status == 2 and "there are no records at" in err
 
 
 def test_merge_list_and_prune(tiny: Path, tmp_path: Path) -> None:
@@ -88,22 +92,37 @@ def test_merge_list_and_prune(tiny: Path, tmp_path: Path) -> None:
     assert pruned == {"kept": len(made), "removed": 2, "refused": []}
     assert len(RecordFile.of(tmp_path / "a", ISA).read()) == len(made)
     assert _run("records", "list", tmp_path / "a")[0] == 0
-    status, _, err = _run("records", "prune", tmp_path / "c")
-    assert status == 2 and "there are no records at" in err
+    (tmp_path / "empty").mkdir()
+    for words in (("prune", tmp_path / "c"), ("prune", tmp_path / "empty"),
+                  ("list", tmp_path / "empty"), ("merge", tmp_path / "d", tmp_path / "empty")):
+        status, _, err = _run("records", *words)
+        assert status == 2 and "there are no records at" in err
+    assert _run("records")[1].startswith("Usage: ")
+    two = RecordFile.of(tmp_path / "e", ISA)
+    two.path.parent.mkdir()
+    for record in made[:2]:
+        two.append(replace(record, versions={"tvm": "0.1", "kernels": 1}))
+    assert "2 records, which were made with" in _run("records", "list", tmp_path / "e")[1]
 
 
 @pytest.mark.parametrize("words,said", [
     ([], "say when to stop"),
     (["--trials", "1", "--boards", "2"], "--boards goes with --tracker"),
     (["--trials", "1", "--target", "aarch64"], "use --rpc or --tracker"),
-    (["--trials", "1", "--target", "x86-64"], "nothing to tune"),
+    (["--trials", "1", "--target", "x86-64"], "kernels for x86-64 are not tuned"),
+    (["--trials", "1", "--target", "sm_80"], "kernels for sm_80 are not tuned"),
+    (["--trials", "1", "--records", "none"], "--records none means no records"),
+    (["--trials", "1", "--tracker", "127.0.0.1:9", "--key", "k"], "127.0.0.1:9"),
+    (["--trials", "1", "--rpc", "127.0.0.1:9"], "127.0.0.1:9"),
     (["--trials", "1", "--key", "k"], "--key goes with"),
     (["--trials", "1", "--plot", "/nowhere/x.png"], "no folder"),
 ])  # fmt: skip
 def test_refused_before_any_work(
     tiny: Path, tmp_path: Path, words: list[str], said: str
 ) -> None:
+    start = time.monotonic()
     status, _, err = _run("tune", tiny, "--records", tmp_path / "r", *words)
+    assert time.monotonic() - start < 30
     assert status == 2 and said in err and len(err.strip().splitlines()) == 1
 
 
@@ -114,7 +133,8 @@ def test_tune_then_compile(tiny: Path, tmp_path: Path) -> None:
     assert status == 0 and document["trials"] == 6 and document["gain"] >= 1
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     status, out, _ = _run(*words)
-    assert status == 0 and "6 trials" in out and "linear" in out
+    assert status == 0 and "linear" in out
+    assert "6 trials" in out and "and 6 that were known" in out
     out = _run("compile", tiny, "--target", "x86-64-v3", "-o", tmp_path / "t.so", "--json",
                "--records", tmp_path / "r")[1]
     assert json.loads(out)["schedules"]["hits"] >= 1

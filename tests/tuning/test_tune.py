@@ -24,7 +24,7 @@ def _points(tuning: Tuning) -> list[tuple[str, str]]:
 def test_finds_the_valley_and_says_what_was_gained(tmp_path: Path) -> None:
     tuning = fake_tuning(tmp_path, 360)
     tuning.run([FakeRunner])
-    assert tuning.trials == 360
+    assert tuning.trials == 360 and not tuning.starved and tuning.known == 0
     best = Schedules.of_folder(AVX2, tmp_path)
     for state in tuning.states:
         fastest = min(seconds(point) for point in state.space.points())
@@ -123,6 +123,7 @@ def test_a_machine_that_only_fails_ends_the_run(tmp_path: Path) -> None:
     tuning = fake_tuning(tmp_path, 50)
     tuning.run([broken])
     assert tuning.trials == 0 and tuning.notes.count("runner: no board") == 3
+    assert tuning.starved
 
 
 def test_similar_tasks_start_from_each_other(tmp_path: Path) -> None:

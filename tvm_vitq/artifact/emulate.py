@@ -57,9 +57,10 @@ def find_emulator(command: str, gpu: bool = False) -> list[str]:
         return []
     words = shlex.split(command)
     if words and shutil.which(words[0]) is None:
-        raise VitqError(
-            f"no emulator {words[0]}; install it, on Debian and Ubuntu: apt-get install qemu-user"
-        )
+        mend = "install it, on Debian and Ubuntu: apt-get install qemu-user"
+        if not Path(words[0]).name.startswith("qemu-"):
+            mend = f"there are qemu-aarch64 and the like, and {GPU_EMULATOR} for an NVIDIA GPU"
+        raise VitqError(f"no emulator {words[0]}; {mend}")
     return words
 
 

@@ -17,8 +17,9 @@ from relay_passes.errors import VitqError
 
 from .gpu import GPU_EMULATOR, GRAPH_FUNCTIONS, is_gpu
 
-__all__ = ["emulated_gpu_verify"]
+__all__ = ["NOT_SHOWN", "emulated_gpu_verify"]
 
+NOT_SHOWN = "the machine code has not run on a GPU"
 _PREFIX = "vitq.emulated."
 _SKIP = 1
 """What an instrument of the virtual machine returns for a call that is not to be made."""
@@ -60,7 +61,8 @@ def emulated_gpu_verify(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        As ``Artifact.verify``, and ``replayed_with``: ``"emulator"``.
+        As ``Artifact.verify``, with ``replayed_with``: ``"emulator"``, and ``not_shown``: what only
+        a GPU can show.
 
     Raises
     ------
@@ -97,7 +99,7 @@ def emulated_gpu_verify(path: str | Path) -> dict[str, Any]:
 
     artifact._vm.set_instrument(instrument)
     try:
-        return {**artifact.verify(), "replayed_with": GPU_EMULATOR}
+        return {**artifact.verify(), "replayed_with": GPU_EMULATOR, "not_shown": NOT_SHOWN}
     finally:
         for name in kernels:
             tvm_ffi.registry.remove_global_func(_PREFIX + name)

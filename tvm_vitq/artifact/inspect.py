@@ -8,6 +8,7 @@ from relay_passes.errors import VitqError
 
 from .disassemble import count_float_instructions
 from .gpu import is_gpu
+from .gpu_code import check_gpu_code
 
 if TYPE_CHECKING:
     from .load import Artifact
@@ -27,6 +28,11 @@ def inspect_artifact(artifact: Artifact | StoredArtifact) -> dict[str, Any]:
         (floating-point arithmetic instructions outside the boundary kernels, of a GPU's code in its
         PTX; None where there is no disassembler), ``float_instructions_by_kernel``,
         ``golden_vectors``, and ``bounds``: the rows of the range proof.
+
+    Raises
+    ------
+    VitqError
+        If the code for a GPU is not what was compiled.
     """
     meta = artifact.metadata
     size, fp32 = artifact.path.stat().st_size, 4 * int(meta["parameters"])
@@ -40,7 +46,8 @@ def inspect_artifact(artifact: Artifact | StoredArtifact) -> dict[str, Any]:
         "golden_vectors": len(artifact.golden[0]),
     }
     if is_gpu(meta["target"]):
-        # Another one would have failed the compile, which looked at the PTX of every kernel.
+        # Others would have failed the compile, which looked at the PTX of every kernel.
+        check_gpu_code(artifact.path, meta, artifact.source)
         report["float_instructions"], report["float_instructions_by_kernel"] = 0, {}
         report["float_boundary"] = meta["gpu"]["float_boundary"]
         return _whole(report, artifact)

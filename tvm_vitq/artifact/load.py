@@ -22,6 +22,7 @@ from relay_passes.errors import VitqError
 from .elf import check_artifact_file
 from .golden import expand
 from .gpu import is_gpu, open_without_gpu, reason_not_here
+from .gpu_code import check_gpu_code
 from .stored import check_format
 from .threads import set_threads
 
@@ -232,8 +233,22 @@ class Artifact:
         rows: list[dict[str, Any]] = self._compressed("vitq_bounds")
         return rows
 
+    @property
+    def source(self) -> str | None:
+        """CUDA C++ text of the kernels, of an artefact for a GPU."""
+        if not is_gpu(self.metadata["target"]):
+            return None
+        return str(self._compressed("vitq_kernels")["source"])
+
     def _compressed(self, function: str) -> Any:
-        return json.loads(zlib.decompress(self._stored(function).tobytes()))
+        try:
+            return json.loads(zlib.decompress(self._stored(function).tobytes()))
+        except (zlib.error, ValueError):
+            part = function.removeprefix("vitq_")
+            raise VitqError(
+                f"{self.path} is damaged: its {part} cannot be read; copy it again or compile it "
+                "again"
+            ) from None
 
     def verify(self) -> dict[str, Any]:
         """Replay the golden vectors and compare the logit codes, bit for bit.
@@ -243,6 +258,8 @@ class Artifact:
         dict
             ``equal`` (bool), ``vectors``, ``logits_compared`` and ``logits_different``.
         """
+        if is_gpu(self.metadata["target"]):
+            check_gpu_code(self.path, self.metadata, self.source)
         codes, expected = self.golden
         different = int((self.run_codes(codes) != expected).sum())
         return {

@@ -66,6 +66,11 @@ def package(
     wanted = architecture or machine
     if wanted not in ARCHITECTURES:
         raise VitqError(f"cannot package for {wanted}; use {' or '.join(ARCHITECTURES)}")
+    if is_gpu(target):
+        raise VitqError(
+            f"{artifact} is for an NVIDIA GPU ({target['arch']}) and what is packaged runs on a "
+            f"processor; compile it again with --target {ARCHITECTURES[wanted]}"
+        )
     if wanted != machine:
         raise VitqError(
             f"{artifact} was built for {machine}, not {wanted}; package it with --arch {machine}, "
@@ -73,11 +78,6 @@ def package(
         )
     if artifact.name in _RESERVED:
         raise VitqError(f"{artifact} has the name of another file of the folder; rename it")
-    if is_gpu(target):
-        raise VitqError(
-            f"{artifact} is for an NVIDIA GPU ({target['arch']}) and what is packaged runs on a "
-            f"processor; compile it again with --target {ARCHITECTURES[wanted]}"
-        )
     features = target["features"]
     versions: dict[str, str] = {}
 

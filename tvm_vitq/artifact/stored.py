@@ -94,6 +94,8 @@ class StoredArtifact:
     ----------
     path, metadata, bounds, golden
         As those of :class:`~tvm_vitq.artifact.load.Artifact`.
+    source : str or None
+        CUDA C++ text of the kernels, of an artefact for a GPU.
     machine : str
         Architecture, as in :data:`tvm_vitq.artifact.elf.MACHINES`.
 
@@ -108,6 +110,7 @@ class StoredArtifact:
         self.machine = read_artifact(self.path).machine
         self.metadata: dict[str, Any] = {}
         self.bounds: list[dict[str, Any]] | None = None
+        self.source: str | None = None
         details: dict[str, Any] | None = None
         arrays = []
         for value in _tensors(self.path.read_bytes()):
@@ -119,7 +122,9 @@ class StoredArtifact:
                 self.metadata = self._json(text)
             elif isinstance(found := _inflated(text), list):
                 self.bounds = found
-            elif isinstance(found, dict) and "launches" not in found:  # those are a GPU's kernels
+            elif isinstance(found, dict) and "launches" in found:
+                self.source = str(found.get("source"))
+            elif isinstance(found, dict):
                 details = found
         if not self.metadata:
             raise VitqError(f"{path} has no metadata; compile it again")

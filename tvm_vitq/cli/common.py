@@ -65,6 +65,9 @@ class OneLineGroup(typer.core.TyperGroup):
         except typer.Abort:
             status = 130
         except Exception as why:
+            if type(why).__name__ == "NoArgsIsHelpError":  # typer's copy of click has no such name
+                print(str(why))
+                sys.exit(0 if standalone_mode else 2)
             message = getattr(why, "format_message", None)
             if message is None or not standalone_mode:
                 raise
@@ -87,6 +90,11 @@ def verb(debug: bool) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         _complain(str(why))
+        raise typer.Exit(2) from None
+    except OSError as why:
+        if debug:
+            traceback.print_exc()
+        _complain(f"{why.filename}: {why.strerror}" if why.filename and why.strerror else str(why))
         raise typer.Exit(2) from None
     except Exception as why:
         if isinstance(why, typer.Exit):

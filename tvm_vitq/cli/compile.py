@@ -181,6 +181,8 @@ def command(
             golden = f"equal to the reference on {vectors} ({document['logits_compared']} logits)"
             if "replayed_with" in document:
                 golden += f" under {document['replayed_with']}"
+        if "not_shown" in document:
+            golden += f"; {document['not_shown']} yet"
         console.print(f"integer-only: yes; ranges proved: yes; {golden}")
         tuned = document["schedules"]
         counts = f"{tuned['hits']} tasks from records, {tuned['misses']} by default"

@@ -14,6 +14,12 @@ from .common import DebugOption, JsonOption, emit, verb
 
 __all__ = ["command"]
 
+_REPLAYED = {
+    None: "nothing yet: run 'tvm-vitq verify' where there is a GPU",
+    "emulator": "emulator; the machine code has not run on a GPU when this was compiled",
+}
+"""What replayed a GPU artefact's golden vectors when it was compiled, in words."""
+
 
 def command(
     artifact: Annotated[Path, typer.Argument(help="The artefact.", show_default=False)],
@@ -74,7 +80,8 @@ def _facts(report: dict[str, Any]) -> Table:
         ("input", f"{entry['dtype']} {entry['layout']} {entry['shape']}"),
         ("input boundary", boundary),
         ("output boundary", f"{out['dtype']} {out['shape']} times {out['scale']:.6g} to float32"),
-        ("target", f"{target['name']} ({target['mcpu']})"),
+        ("target", target["name"] if target["mcpu"] == target["name"] else
+         f"{target['name']} ({target['mcpu']})"),
         *_gpu_facts(report),
         ("recipe", ", ".join(f"{k} {v}" for k, v in (recipe.get("recipe") or {}).items())),
         ("16-bit sites", ", ".join(recipe.get("a16") or []) or "none beyond residuals and scores"),
@@ -101,7 +108,7 @@ def _gpu_facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("GPU kernels", words),
         ("GPU registers", f"at most {most} a thread, {spilled} bytes of local memory"),
-        ("replayed with", replayed or "nothing yet: run 'tvm-vitq verify' where there is a GPU"),
+        ("replayed with", _REPLAYED.get(replayed, replayed)),
     ]
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from .common import DebugOption, JsonOption, OneLineGroup, emit, verb
 
@@ -56,18 +55,14 @@ def list_(folder: _Folder, json: JsonOption = False, debug: DebugOption = False)
         document = list_records(folder)
 
     def show(console: Console) -> None:
-        table = Table()
-        for heading in ("set", "task", "threads", "trials", "µs", "of default", "of peak", "point"):
-            text = heading in ("set", "task", "point")
-            table.add_column(heading, justify="left" if text else "right", overflow="fold")
         for row in document["best"]:
-            table.add_row(
-                row["isa"], row["task"], str(row["threads"]), str(row["trials"]),
-                f"{row['seconds'] * 1e6:.1f}", f"{row['ratio']:.3f}",
-                "-" if row["share"] is None else f"{row['share']:.1%}",
-                ", ".join(f"{name} {value}" for name, value in row["point"].items()),
-            )  # fmt: skip
-        console.print(table)
+            threads = f", {row['threads']} threads" if row["threads"] > 1 else ""
+            share = "" if row["share"] is None else f", {row['share']:.1%} of peak"
+            console.print(f"{row['task']}, {row['isa']}{threads}", markup=False)
+            console.print(f"    {row['seconds'] * 1e6:.1f} µs, × {1 / row['ratio']:.3f} as fast as "
+                          f"by default{share}, {row['trials']} trials", markup=False)  # fmt: skip
+            point = ", ".join(f"{name} {value}" for name, value in row["point"].items())
+            console.print(f"    {point}", markup=False, style="dim")
         _say_refused(console, document)
 
     emit(document, json, show)
@@ -75,7 +70,7 @@ def list_(folder: _Folder, json: JsonOption = False, debug: DebugOption = False)
 
 @app.command("prune")
 def prune(folder: _Folder, json: JsonOption = False, debug: DebugOption = False) -> None:
-    """Keep only what compile uses: the latest best of each task."""
+    """Keep only what compile uses: the latest best of each task. Tune forgets what it has tried."""
     with verb(debug):
         from tvm_vitq.records import prune as prune_records
 

@@ -107,11 +107,14 @@ def command(
         if plot is not None:
             from tvm_vitq.tuning.plot import draw
 
-            document["plot"] = str(draw(tuning.states, f"{Path(model).name}, {target}", plot))
+            title = f"{Path(model).name}, {target}"
+            title += f", after {tuning.known} trials of earlier runs" if tuning.known else ""
+            document["plot"] = str(draw(tuning.states, title, plot))
 
     def show(console: Console) -> None:
         console.print(task_table(tuning))
-        console.print(f"{document['trials']} trials in {document['seconds']} s"
+        known = f", and {document['known']} that were known" if document["known"] else ""
+        console.print(f"{document['trials']} trials in {document['seconds']} s{known}"
                       + (", stopped" if stopped else "")
                       + f"; all kernels together × {document['gain']:.3f} as fast as by default"
                       f"; {document['records']}")  # fmt: skip
@@ -141,7 +144,8 @@ def task_table(tuning: Tuning, most: int | None = None) -> Table:
     title = f"{tuning.trials} trials, {tuning.elapsed:.0f} s"
     if left is not None:
         title += f", {left:.0f} s left"
-    table = Table(title=f"{title}; × {tuning.gain:.3f}", title_justify="left")
+    table = Table(title=f"{title}; × {tuning.gain:.3f}", title_justify="left", box=None,
+                  padding=(0, 1, 0, 0))  # fmt: skip
     headings = ("task", "calls", "µs", "of all", "of peak", "trials", "× default", "may gain")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "task" else "right",

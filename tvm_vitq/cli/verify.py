@@ -56,6 +56,8 @@ def command(
             f"{artifact}: {words}{place}: {found['vectors']} golden vectors, "
             f"{found['logits_compared']} logits compared, {found['logits_different']} different"
         )
+        if "not_shown" in found:
+            console.print(f"not shown: {found['not_shown']}; verify without --with where one is")
 
     emit(found, json, show)
     fail_check(not found["equal"])

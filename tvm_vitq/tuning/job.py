@@ -77,8 +77,11 @@ class TuneJob:
 
         name, target = resolve(self.target)
         isa: ISA = isa_for(target)
+        if str(self.records) == "none":
+            raise VitqError("--records none means no records, to compile; name a folder to tune")
         if not isa.has_kernels:
-            raise VitqError(f"there is nothing to tune for {name}: {isa.name} code has no spaces")
+            raise VitqError(f"kernels for {name} are not tuned: leave tune out, compile has rules "
+                            "for them")  # fmt: skip
         elsewhere = foreign(describe_target(name, target))
         if self.open_session is None and elsewhere:
             raise VitqError(f"cannot tune for {name} here: {elsewhere}; use --rpc or --tracker")
@@ -95,11 +98,21 @@ class TuneJob:
                       self.threads, host, report, self.transfer)
 
     def run(self, tuning: Tuning) -> None:
-        """Tune; Ctrl-C ends it and keeps all that was measured."""
+        """Tune; Ctrl-C ends it and keeps all that was measured.
+
+        Raises
+        ------
+        VitqError
+            If there is no board, or not one trial could be made.
+        """
         try:
+            if self.open_session is not None:
+                self.open_session().close()  # to say at once that there is no board
             tuning.run(self._runners(tuning))
         finally:
             tuning.builder.close()
+        if tuning.starved:
+            raise VitqError(f"nothing was measured: {tuning.notes[-1]}")
 
     def _runners(self, tuning: Tuning) -> list[Callable[[], Runner]]:
         if self.open_session is None:
@@ -120,7 +133,8 @@ def describe(tuning: Tuning) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``isa, trials, seconds, gain`` (default time of all tasks over the best), ``tasks``
+        ``isa, trials, known`` (trials that the records held before), ``seconds, gain`` (default
+        time of all tasks over the best), ``tasks``
         (``task, calls, trials, rejected, ratio, us, share, point, default``), ``notes``,
         ``left_out``.
     """
@@ -136,5 +150,6 @@ def describe(tuning: Tuning) -> dict[str, Any]:
             "tuned": state.settled,
         })  # fmt: skip
     return {"isa": tuning.isa.name, "records": str(tuning.records.path), "trials": tuning.trials,
-            "seconds": round(tuning.elapsed, 1), "gain": round(tuning.gain, 4), "tasks": tasks,
-            "notes": tuning.notes, "left_out": tuning.left_out()}  # fmt: skip
+            "known": tuning.known, "seconds": round(tuning.elapsed, 1),
+            "gain": round(tuning.gain, 4), "tasks": tasks, "notes": tuning.notes,
+            "left_out": tuning.left_out()}  # fmt: skip

@@ -124,6 +124,7 @@ class Tuning:
         self._known = Schedules.of_folder(self.isa, self.records.path.parent, self.threads)
         self.states = [TaskState.of(job, self.isa, held, self._seeds(job), self.threads)
                        for job in self.jobs]
+        self.known = sum(state.trials for state in self.states)
         self._lock = threading.Condition()
         self._stop = threading.Event()
         self._start = time.monotonic()
@@ -163,6 +164,12 @@ class Tuning:
     def over(self) -> bool:
         """Whether there is no time or nothing left to try."""
         return self.expired or all(state.done and not state.busy for state in self.states)
+
+    @property
+    def starved(self) -> bool:
+        """Whether no trial could be made although there was one to make."""
+        return not (self.trials or self._stop.is_set()) and bool(self.notes) and not all(
+            state.done for state in self.states)  # fmt: skip
 
     @property
     def gain(self) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from .device import why_not
 from .ffi import Runtime, RuntimeFailure
 from .report import load_results, tables
-from .session import sit, work
+from .session import alone, bound, sit, work
 from .tasks import STAGES, TOOLS, Bundle, Task, check, tasks
 
 __all__ = ["main"]
@@ -46,11 +46,15 @@ def _parser() -> argparse.ArgumentParser:
                         help="for check: golden vectors again, so often [5]")  # fmt: skip
     parser.add_argument("--current", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0 done, 1 logits differ, 2 wrong input."""
+    """Run the command line; return the exit status: 0 done, 1 logits differ, 2 wrong input.
+
+    130 if it was stopped: what was measured is in the results file, and the same command goes on.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     try:
@@ -62,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeFailure) as why:
         print(f"error: {why}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        goes_on = "" if options.verb == "check" else (
+            f": what was measured is in {options.out}, and the same command goes on")  # fmt: skip
+        print(f"stopped{goes_on}", file=sys.stderr)
+        return 130
 
 
 def _run(options: argparse.Namespace, given: list[str]) -> int:
@@ -69,6 +78,9 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
     unknown = sorted(set(options.models or ()) - set(bundle.models))
     if unknown:
         raise ValueError(f"no model {', '.join(unknown)}; there are {', '.join(bundle.models)}")
+    missing = sorted(set(options.batches or ()) - {t.batch for t in tasks(bundle, ["check"])})
+    if missing:
+        raise ValueError(f"no artefact for batch {', '.join(map(str, missing))} in this bundle")
     why = why_not(bundle.manifest["arch"]) if bundle.device == "cuda" else ""
     if why:
         raise RuntimeFailure(why)
@@ -78,15 +90,17 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
     tools = options.sanitize or TOOLS
     todo = tasks(bundle, stages, options.models, options.batches, tools)
     if options.verb == "work":
+        bound(options.parent)
         return work(bundle, todo, options.out, bundle.device, options.deadline,
                     lambda task: _note(options.current, task))  # fmt: skip
-    if options.retry and options.out.is_file():
-        document = json.loads(options.out.read_text(encoding="utf-8"))
-        document["tasks"]["failed"] = {}
-        options.out.write_text(json.dumps(document), encoding="utf-8")
     child = [sys.executable, "-m", __package__ or "runner", "work",
              *[word for word in given if word not in ("run", "--retry")]]  # fmt: skip
-    results = sit(bundle, todo, options.out.resolve(), bundle.device, options.budget, child)
+    with alone(bundle.folder):
+        if options.retry and options.out.is_file():
+            document = json.loads(options.out.read_text(encoding="utf-8"))
+            document["tasks"]["failed"] = {}
+            options.out.write_text(json.dumps(document), encoding="utf-8")
+        results = sit(bundle, todo, options.out.resolve(), bundle.device, options.budget, child)
     print("\n" + tables(results.document))
     checks = [entry for model in results.document["checks"].values() for entry in model.values()]
     return 0 if all(entry["equal"] for entry in checks) else 1

@@ -1,18 +1,22 @@
 """One sitting at the device: tasks by importance, under a time limit, saved as they are done.
 
 The tasks run in a child process. A kernel that hangs or ruins the CUDA context ends that child
-only: its task is noted as failed, and another child goes on with the rest.
+only: its task is noted as failed, and another child goes on with the rest. The child never outlives
+the sitting, however that ends.
 """
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,44 @@ from .device import describe
 from .results import Results
 from .tasks import EXPECTED, LONGEST, Bundle, Ruined, Task, perform
 
-__all__ = ["estimate", "pending", "sit", "work"]
+__all__ = ["alone", "bound", "estimate", "pending", "sit", "work"]
 
 _RUINED = 75
 """Exit status of a child whose CUDA context is no longer good."""
 _GRACE = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def alone(bundle: Path) -> Iterator[None]:
+    """Keep other sittings with the same bundle out, and turn SIGTERM into KeyboardInterrupt.
+
+    Raises
+    ------
+    ValueError
+        If there is another one.
+    """
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = os.open(bundle, os.O_RDONLY)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ValueError(f"another run with {bundle} is under way: wait for it or end it") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        os.close(handle)
+
+
+def bound(parent: int) -> None:
+    """Let the kernel end this process with its parent, whose process number is given."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the run that started this has ended")
 
 
 def _stage(task: Task) -> str:
@@ -134,10 +171,16 @@ def sit(
     while pending(tasks, results) and time.time() < deadline:
         current.unlink(missing_ok=True)
         child = subprocess.Popen(
-            [*arguments, "--current", str(current), "--deadline", str(deadline)],
+            [*arguments, "--current", str(current), "--deadline", str(deadline),
+             "--parent", str(os.getpid())],
             start_new_session=True,
         )  # fmt: skip
-        ended = _watch(child, current, tasks, deadline)
+        try:
+            ended = _watch(child, current, tasks, deadline)
+        except BaseException:
+            _end(child)
+            current.unlink(missing_ok=True)
+            raise
         results = Results.open(out, *identity)
         if ended is None and child.returncode == 0:
             break
@@ -178,6 +221,11 @@ def _watch(
             if since and time.time() - float(since) > longest[key]:
                 why = f"no answer in {longest[key]} s"
         if why:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            _end(child)
             return why
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a child and what it started."""
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

@@ -11,6 +11,7 @@ from schedules.isa import resolve_target
 
 @pytest.mark.parametrize(("name", "arch"), [
     ("cuda", "sm_80"), ("cuda+sm_75", "sm_75"), ("cuda+sm_90", "sm_90"),
+    ("CUDA", "sm_80"), ("SM_86", "sm_86"), ("sm75", "sm_75"), ("cuda+sm89", "sm_89"),
     *((arch, arch) for arch in ARCHITECTURES)])
 def test_names(name: str, arch: str) -> None:
     target = resolve_target(name)
@@ -30,7 +31,8 @@ def test_code_runs_on_what_it_is_said_to() -> None:
     assert ARCHITECTURES["sm_75"] <= ARCHITECTURES["sm_80"] <= ARCHITECTURES["sm_90"]
 
 
-@pytest.mark.parametrize("name", ["sm_70", "sm_", "cuda+", "cuda+70", "cuda+sm_61", "sm_90+cuda"])
+@pytest.mark.parametrize("name", [
+    "sm_70", "sm_", "cuda+", "cuda+70", "cuda+sm_61", "sm_90+cuda", "sm_100", "sm_90a"])
 def test_unknown_names(name: str) -> None:
     with pytest.raises(ValueError, match=r"unknown CUDA target .*: use cuda .* sm_75") as error:
         resolve_target(name)
@@ -39,4 +41,4 @@ def test_unknown_names(name: str) -> None:
 
 
 def test_other_names_are_not_ours() -> None:
-    assert not any(map(is_cuda_name, ["native", "x86-64-v3", "aarch64+i8mm", "cudax"]))
+    assert not any(map(is_cuda_name, ["native", "x86-64-v3", "aarch64+i8mm", "cudax", "small"]))
