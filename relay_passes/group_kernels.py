@@ -38,8 +38,9 @@ from tvm import relax, tirx
 
 from schedules.apply import SCHEDULED, blocks_of, gemm_spec
 from schedules.operands import linear_shape
+from schedules.records import Schedules
 
-__all__ = ["GroupKernels"]
+__all__ = ["GroupKernels", "Groups"]
 
 _CALL_TIR, _RESHAPE = tvm.ir.Op.get("relax.call_tir"), tvm.ir.Op.get("relax.reshape")
 
@@ -112,8 +113,8 @@ def _elementwise(func: tirx.PrimFunc, position: int) -> bool:
         for region in blocks[0].reads if region.source.same_as(source))
 
 
-class _Function:
-    """One Relax function: its kernels, who reads what, its groups."""
+class Groups:
+    """One Relax function after legalisation: its kernels, who reads what, its groups."""
 
     def __init__(self, mod: tvm.IRModule, func: relax.Function) -> None:
         self.func = func
@@ -139,7 +140,7 @@ class _Function:
 
     def _read(self, expr: relax.Expr, kernel: _Kernel | None) -> None:
         if isinstance(expr, relax.Var):
-            self.readers.setdefault(self._source(expr), []).append(kernel)
+            self.readers.setdefault(self.source(expr), []).append(kernel)
         elif isinstance(expr, relax.Call):
             for arg in expr.args:
                 self._read(arg, kernel)
@@ -149,7 +150,7 @@ class _Function:
         elif isinstance(expr, relax.TupleGetItem):
             self._read(expr.tuple_value, kernel)
 
-    def _source(self, expr: relax.Expr) -> relax.Expr:
+    def source(self, expr: relax.Expr) -> relax.Expr:
         """Return what a chain of views is of."""
         while isinstance(expr, relax.Var) and expr in self.views:
             expr = self.views[expr]
@@ -162,7 +163,7 @@ class _Function:
         if reader is None:
             return None
         return reader, next(i for i, arg in enumerate(reader.args)
-                            if self._source(arg).same_as(kernel.var))
+                            if self.source(arg).same_as(kernel.var))
 
     def _attentions(self) -> list[_Group]:
         groups = []
@@ -225,7 +226,7 @@ class _Function:
         if group.kind == "attention":
             inside = {member.var for member in members}
             return [arg for member in members for arg in member.args
-                    if self._source(arg) not in inside]
+                    if self.source(arg) not in inside]
         arguments = list(members[0].args)
         for member, tail in zip(members, group.tails, strict=True):
             if member is not members[0]:
@@ -242,24 +243,27 @@ def _shape(members: list[_Kernel]) -> list[int]:
     return [shapes[0][0], sum(columns for _, columns, _ in shapes), shapes[0][2]]
 
 
-def _kernel_of(group: _Group) -> tirx.PrimFunc | None:
+def _kernel_of(group: _Group, schedules: Schedules | None) -> tirx.PrimFunc | None:
     """Return the kernel of a group, None if there is none for it."""
     if group.kind == "attention":
         from schedules.cuda.attention import attention
 
         scores, *between, softmax, context = (member.func for member in group.members)
-        return attention(scores, between, softmax, context, positions=group.positions)
+        return attention(scores, between, softmax, context, positions=group.positions,
+                         schedules=schedules)
     from schedules.cuda.linear import linears
 
     return linears([member.func for member in group.members],
-                   [tail.func if tail is not None else None for tail in group.tails])
+                   [tail.func if tail is not None else None for tail in group.tails],
+                   schedules=schedules)
 
 
 class _Rewrite:
     """Adds the groups' kernels to a module; equal ones once."""
 
-    def __init__(self, mod: tvm.IRModule) -> None:
+    def __init__(self, mod: tvm.IRModule, schedules: Schedules | None) -> None:
         self.mod = mod
+        self.schedules = schedules
         self.bb = relax.BlockBuilder(mod)
         self.kernels: dict[Any, tvm.ir.GlobalVar | None] = {}
 
@@ -267,7 +271,7 @@ class _Rewrite:
         parts = group.parts
         key = (group.kind, *(part.gvar.name_hint if part is not None else "" for part in parts))
         if key not in self.kernels:
-            func = _kernel_of(group)
+            func = _kernel_of(group, self.schedules)
             if func is not None:
                 operators = (str(part.func.attrs["vitq.op"]) for part in parts if part is not None)
                 attrs = {"vitq.op": "+".join(operators), SCHEDULED: True}
@@ -280,7 +284,7 @@ class _Rewrite:
 
     def function(self, func: relax.Function) -> relax.Function:
         """Return a function with its groups replaced."""
-        found = _Function(self.mod, func)
+        found = Groups(self.mod, func)
         calls: dict[int, tuple[_Group, tvm.ir.GlobalVar]] = {}
         inside: set[int] = set()
         for group in found.groups:
@@ -308,7 +312,7 @@ class _Rewrite:
         return bb.get()[name]
 
     @staticmethod
-    def _emit(bb: relax.BlockBuilder, found: _Function, group: _Group, gvar: tvm.ir.GlobalVar,
+    def _emit(bb: relax.BlockBuilder, found: Groups, group: _Group, gvar: tvm.ir.GlobalVar,
               values: dict[relax.Var, relax.Expr]) -> None:
         results = [result.var for result in group.results]
         arguments = [_substitute(arg, values) for arg in found.arguments(group)]
@@ -337,13 +341,22 @@ def _substitute(expr: relax.Expr, table: dict[relax.Var, relax.Expr]) -> relax.E
 
 @tvm.transform.module_pass(opt_level=0, name="vitq.GroupKernels")
 class GroupKernels:
-    """Replace each group of kernels by one; see the module's docstring."""
+    """Replace each group of kernels by one; see the module's docstring.
+
+    Parameters
+    ----------
+    schedules
+        Records of tuning; None for the default rules alone.
+    """
+
+    def __init__(self, schedules: Schedules | None = None) -> None:
+        self.schedules = schedules
 
     def transform_module(
         self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Rewrite every Relax function of the module."""
-        rewrite = _Rewrite(mod)
+        rewrite = _Rewrite(mod, self.schedules)
         done = {gvar.name_hint: rewrite.function(func) for gvar, func in mod.functions_items()
                 if isinstance(func, relax.Function)}
         result = rewrite.bb.get().clone()

@@ -28,7 +28,7 @@ from .pack import PackWeights
 from .split_boundary import SplitBoundary
 from .trust_kernels import TrustKernels
 
-__all__ = ["build_passes", "lower", "vitq_pipeline"]
+__all__ = ["build_passes", "kernel_passes", "lower", "machine_passes", "vitq_pipeline"]
 
 
 def _dump(mod: tvm.IRModule, dump_ir: str | Path | None, name: str) -> tvm.IRModule:
@@ -75,8 +75,22 @@ def build_passes(isa: ISA, schedules: Schedules | None = None) -> list[tvm.trans
         Records of tuning; None takes those that ship with the package.
     """
     schedules = schedules or Schedules.shipped(isa)
-    gpu = isa.name == "cuda"
-    views = [relax.transform.RewriteDataflowReshape(), relax.transform.DeadCodeElimination()]
+    return [
+        *kernel_passes(isa, schedules),
+        *([GroupKernels(schedules)] if isa.gpu else []),
+        ApplySchedules(isa, schedules),
+        check_integer_only_tir(),
+        *machine_passes(isa),
+    ]
+
+
+def _views() -> list[tvm.transform.Pass]:
+    """Return the passes that leave no kernel of a reshape."""
+    return [relax.transform.RewriteDataflowReshape(), relax.transform.DeadCodeElimination()]
+
+
+def kernel_passes(isa: ISA, schedules: Schedules) -> list[tvm.transform.Pass]:
+    """Return the passes from the integer dialect to kernels that are not scheduled yet."""
     return [
         # Integer dialect to kernels. Split first: packing relies on the ranges of main_codes, whose
         # callers may pass any code of the input's dtype.
@@ -86,17 +100,20 @@ def build_passes(isa: ISA, schedules: Schedules | None = None) -> list[tvm.trans
         FoldLayout(isa),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
-        *([*views, GroupKernels()] if gpu else []),
-        ApplySchedules(isa, schedules),
-        check_integer_only_tir(),
-        # Relax to the virtual machine.
-        *views,  # and no kernels of what are views now
+        *(_views() if isa.gpu else []),
+    ]
+
+
+def machine_passes(isa: ISA) -> list[tvm.transform.Pass]:
+    """Return the passes from scheduled kernels to a module that the virtual machine can run."""
+    return [
+        *_views(),
         TrustKernels(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
         relax.transform.StaticPlanBlockMemory(),
-        *([CaptureGraph()] if gpu else []),
+        *([CaptureGraph()] if isa.gpu else []),
         relax.transform.LowerAllocTensor(),
         relax.transform.KillAfterLastUse(),
         relax.transform.LowerRuntimeBuiltin(),

@@ -91,11 +91,11 @@ def schedule_function(
         The records; None for the default rules alone.
     """
     spec = gemm_spec(func) if isa.has_kernels else None
-    if isa.name == "cuda":
+    if isa.gpu:
         from .cuda.apply import schedule_cuda
 
         blocks = [block for block in blocks_of(func.body) if block.iter_vars]
-        return schedule_cuda(func, spec, blocks, _attrs(func))
+        return schedule_cuda(func, spec, blocks, _attrs(func), schedules)
     task = task_of(func) if isa.has_kernels and schedules is not None else None
     point = schedules.point(task) if schedules is not None and task is not None else None
     if spec is not None and spec.kind == "packed_linear":

@@ -21,7 +21,7 @@ from .cuda.target import is_cuda_name, resolve_cuda_target
 from .host import host_architecture
 
 __all__ = ["AVX2", "AVX512BW", "AVX512VNNI", "AVXVNNI", "CUDA", "DOTPROD", "GENERIC", "I8MM",
-           "ISA", "NEON", "architecture_of", "isa_for", "resolve_target"]
+           "ISA", "NEON", "architecture_of", "cuda_isa", "isa_for", "resolve_target"]
 
 TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 """LLVM triples of the architectures that are compiled for."""
@@ -101,6 +101,11 @@ class ISA:
         return self.vector_bits // 32
 
     @property
+    def gpu(self) -> bool:
+        """Whether it is that of an NVIDIA GPU."""
+        return self.features == ("cuda",)
+
+    @property
     def has_kernels(self) -> bool:
         """Whether there are hand-made matmul kernels for this instruction set."""
         return bool(self.dot16)
@@ -116,8 +121,15 @@ I8MM = ISA("i8mm", ("neon", "dotprod", "i8mm"), 128, 32, "smmla", "smmla16", uns
            any16="smlal16")
 DOTPROD = ISA("dotprod", ("neon", "dotprod"), 128, 32, "sdot", "sdot16", any16="smlal16")
 NEON = ISA("neon", ("neon",), 128, 32, "smlal8", "smlal16", any16="smlal16")
-CUDA = ISA("cuda", (), 256, 255, "mma8", "mma16")
 GENERIC = ISA("generic", (), 128, 16, "", "")
+
+
+def cuda_isa(arch: str) -> ISA:
+    """Return the integer units of an NVIDIA GPU's architecture, such as ``"sm_80"``."""
+    return ISA(arch, ("cuda",), 256, 255, "mma8", "mma16")
+
+
+CUDA = cuda_isa("sm_80")
 
 _PREFERENCE = {"x86_64": (AVX512VNNI, AVX512BW, AVXVNNI, AVX2), "aarch64": (I8MM, DOTPROD, NEON)}
 
@@ -131,7 +143,7 @@ def architecture_of(target: tvm.target.Target) -> str:
 def isa_for(target: tvm.target.Target) -> ISA:
     """Return the best instruction set that kernels exist for and ``target`` has."""
     if target.kind.name != "llvm":
-        return CUDA if target.kind.name == "cuda" else GENERIC
+        return cuda_isa(str(target.attrs["arch"])) if target.kind.name == "cuda" else GENERIC
     has_feature = tvm_ffi.get_global_func("target.target_has_feature")
     for isa in _PREFERENCE.get(architecture_of(target), ()):
         if all(has_feature(feature, target) for feature in isa.features):

@@ -29,69 +29,15 @@ from tvm import tirx
 
 from schedules.apply import blocks_of, gemm_spec
 from schedules.gemm import GemmSpec
+from schedules.records import Schedules
 from schedules.rows import Stage, stage_of
+from schedules.spaces.gpu_attention import gpu_attention_task, gpu_attention_tile
 
 from .attention_expression import NotTaken
 from .attention_kernel import AttentionKernel
+from .attention_tile import MOST_SHARED_BYTES, AttentionTile
 
-__all__ = ["AttentionTile", "Problem", "attention", "default_tile", "problem_of"]
-
-STEP_BYTES = 1024
-"""Scratch of one step of 32 keys of a warp: 16 rows of 16-bit codes."""
-EXCHANGE_BYTES = 2048 + 2 * 64
-"""What a warp gives the others of its rows: 16 x 32 sums, 16 maxima, 16 sums of a row."""
-SHARED_BYTES = 48 * 1024
-MOST_SHARED_BYTES = 64 * 1024
-"""Shared memory of a block: as much as any launch has, and what sm_75 gives if asked."""
-
-
-@dataclass(frozen=True)
-class AttentionTile:
-    """How the kernel is cut: a point of the tuning space.
-
-    Parameters
-    ----------
-    rows
-        Groups of 16 query rows of a block.
-    split
-        Warps that share such a group, each with its part of the keys.
-    """
-
-    rows: int
-    split: int
-
-    def shared(self, keys: int) -> int:
-        """Return the bytes of shared memory of a block."""
-        steps = -(-keys // (32 * self.split))
-        exchange = EXCHANGE_BYTES if self.split > 1 else 0
-        return self.rows * self.split * (steps * STEP_BYTES + exchange)
-
-
-def default_tile(groups: int, keys: int, sms: int = 132) -> AttentionTile:
-    """Return the tile that is used where nothing says better.
-
-    Parameters
-    ----------
-    groups
-        Groups of 16 query rows of the whole problem.
-    keys
-        Length of a row of scores.
-    sms
-        Multiprocessors of the device, each with four schedulers.
-
-    Warps share rows until every scheduler has one; blocks have four warps if there are then as many
-    blocks as multiprocessors.
-    """
-    steps, split = -(-keys // 32), 1
-    while split < 8 and groups * split < 4 * sms and 2 * split <= steps:
-        split *= 2
-    rows = max(1, min(4 // split, groups // sms))
-    tile = AttentionTile(rows, split)
-    while tile.rows > 1 and tile.shared(keys) > SHARED_BYTES:
-        tile = AttentionTile(tile.rows - 1, split)
-    while tile.split > 1 and tile.shared(keys) > MOST_SHARED_BYTES:
-        tile = AttentionTile(tile.rows, tile.split // 2)
-    return tile
+__all__ = ["Problem", "attention", "problem_of"]
 
 
 @dataclass(frozen=True)
@@ -215,7 +161,8 @@ def problem_of(scores: tirx.PrimFunc, between: Sequence[tirx.PrimFunc], softmax:
 
 def attention(scores: tirx.PrimFunc, between: Sequence[tirx.PrimFunc], softmax: tirx.PrimFunc,
               context: tirx.PrimFunc, tile: AttentionTile | None = None,
-              positions: Sequence[int] | None = None) -> tirx.PrimFunc | None:
+              positions: Sequence[int] | None = None,
+              schedules: Schedules | None = None) -> tirx.PrimFunc | None:
     """Return one scheduled PrimFunc for the members of an attention.
 
     Parameters
@@ -231,10 +178,12 @@ def attention(scores: tirx.PrimFunc, between: Sequence[tirx.PrimFunc], softmax: 
     context
         Legalised activation matmul of the probabilities and v [..., N, C].
     tile
-        How the kernel is cut; None for :func:`default_tile`.
+        How the kernel is cut; None: as the records say, else by the default rule.
     positions
         Of each of ``between``: which operand the scores are. None: the one of their size, and there
         is no form for members that have several.
+    schedules
+        Records of tuning; None for the default rule alone.
 
     Returns
     -------
@@ -248,10 +197,18 @@ def attention(scores: tirx.PrimFunc, between: Sequence[tirx.PrimFunc], softmax: 
     try:
         problem = problem_of(scores, between, softmax, context, positions)
         if tile is None:
-            groups = problem.entries * -(-problem.rows // 16)
-            tile = default_tile(groups, problem.keys)
+            tile = _tile(problem, schedules)
         if tile.shared(problem.keys) > MOST_SHARED_BYTES:
             return None
         return AttentionKernel(problem, tile.rows, tile.split).build()
     except NotTaken:
         return None
+
+
+def _tile(problem: Problem, schedules: Schedules | None) -> AttentionTile:
+    operands = [*problem.scores_params[:2], problem.context_params[1]]
+    task = gpu_attention_task(
+        (problem.entries, problem.rows, problem.keys, problem.depth),
+        [str(buffer.dtype) for buffer in operands], len(problem.between))
+    point = None if schedules is None else schedules.point(task)
+    return AttentionTile(**point) if point else gpu_attention_tile(task)

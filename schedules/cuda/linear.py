@@ -12,25 +12,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import tirx
 
 from schedules.apply import gemm_spec
 from schedules.gemm import GemmSpec
+from schedules.records import Schedules
+from schedules.spaces.gpu_linear import gpu_linear_space, gpu_linear_task, gpu_linear_tile
 
 from .few_rows import few_rows, takes_few_rows
 from .member import Member
 from .tail import Tail
 from .tensor_core import TensorCoreLinears
-from .tile import SHARED, SPARE, CudaTile, default_tile
+from .tile import CudaTile
 
 __all__ = ["linears", "packed_linear"]
 
+_OPS = {"acc": "linear", "requant": "linear_requant", "requant_add": "linear_requant_add"}
+
 
 def packed_linear(
-    params: Sequence[Any], spec: GemmSpec, attrs: Mapping[str, Any], tile: CudaTile | None = None
-) -> tirx.PrimFunc:
+    params: Sequence[Any], spec: GemmSpec, attrs: Mapping[str, Any], tile: CudaTile | None = None,
+    schedules: Schedules | None = None,
+) -> tirx.PrimFunc:  # fmt: skip
     """Build the kernel of a packed weight matmul.
 
     Parameters
@@ -43,15 +47,18 @@ def packed_linear(
     attrs
         Attributes of the new PrimFunc.
     tile
-        How it is cut; None: by the default rule, by which a matmul of up to four rows takes no
-        tensor cores, and which looks at the shared memory of the current target, if there is one.
+        How it is cut; None: as the records say, else by the default rule, by which a matmul of up
+        to four rows takes no tensor cores.
+    schedules
+        Records of tuning, and the GPU whose shared memory the default rule looks at; None for that
+        of the current target, if there is one.
     """
-    return _build([Member(params, spec)], params, attrs, tile)
+    return _build([Member(params, spec)], params, attrs, tile, schedules)
 
 
 def linears(
     funcs: Sequence[tirx.PrimFunc], tails: Sequence[tirx.PrimFunc | None],
-    tile: CudaTile | None = None,
+    tile: CudaTile | None = None, schedules: Schedules | None = None,
 ) -> tirx.PrimFunc:
     """Build one kernel of several weight matmuls of the same rows.
 
@@ -63,8 +70,8 @@ def linears(
     tails
         For each of them an unscheduled elementwise PrimFunc, whose first parameter is its result
         and the others small tensors, or None.
-    tile
-        How the kernel is cut; None: by the default rule.
+    tile, schedules
+        As of :func:`packed_linear`.
 
     Returns
     -------
@@ -100,21 +107,34 @@ def linears(
         outputs.append(buffers[tail.params[-1]])
         interval = spec.epilogue.qmin, spec.epilogue.qmax
         members.append(Member(own, spec, Tail(tail, buffers, interval), outputs[-1]))
-    return _build(members, [*inputs, *outputs], {"tirx.noalias": True}, tile)
+    return _build(members, [*inputs, *outputs], {"tirx.noalias": True}, tile, schedules)
 
 
 def _build(
     members: Sequence[Member], params: Sequence[Any], attrs: Mapping[str, Any],
-    tile: CudaTile | None,
+    tile: CudaTile | None, schedules: Schedules | None,
 ) -> tirx.PrimFunc:
-    first = members[0]
     if tile is None and takes_few_rows(members):
         return few_rows(members, params, attrs)
-    size = int(np.dtype(str(first.x.dtype)).itemsize)
+    return TensorCoreLinears(members, tile or _tile(members, schedules)).build(params, attrs)
+
+
+def _operator(func: tirx.PrimFunc) -> str:
+    return str(func.attrs.get("vitq.op", "map")).removeprefix("vitq.")
+
+
+def _tile(members: Sequence[Member], schedules: Schedules | None) -> CudaTile:
+    """Return how a kernel is cut where the caller does not say."""
+    first = members[0]
+    tails = {_operator(member.tail.func) for member in members if member.tail is not None}
+    op = "+".join([_OPS[first.spec.epilogue.kind], *sorted(tails)])
+    task = gpu_linear_task(
+        op, first.rows, [member.columns for member in members], int(first.weights.shape[1]) * 16,
+        str(first.x.dtype), str(members[-1].last.dtype), first.spec.gather)
+    if schedules is not None:
+        space = gpu_linear_space(task, schedules.isa)
+        assert space is not None
+        return CudaTile(**(schedules.point(task) or space.default))
     target = tvm.target.Target.current(allow_none=True)
     room = target.attrs.get("max_shared_memory_per_block", None) if target is not None else None
-    tile = tile or default_tile(first.rows, [member.columns for member in members],
-                                int(first.weights.shape[1]) * 16, size,
-                                any(member.tail is not None for member in members),
-                                max(SHARED, int(room or 0) - SPARE))
-    return TensorCoreLinears(members, tile).build(params, attrs)
+    return gpu_linear_tile(task, int(room or 0))

@@ -46,6 +46,11 @@ class Member:
         return int(self.params[-1].shape[-1])
 
     @property
+    def last(self) -> Any:
+        """What is written: the result, or that of the tail."""
+        return self.params[-1] if self.out is None else self.out
+
+    @property
     def rows(self) -> int:
         """Rows of the result."""
         return product(self.params[-1].shape[:-1])
@@ -68,5 +73,4 @@ class Member:
         table = w.flat(self.params[-2]) if self.spec.gather in ("residual", "both") else None
         return Result(
             self.spec.epilogue, self.rows, self.columns, bias, mult, shift,
-            w.flat(self.params[-1] if self.out is None else self.out), residual,
-            table, tail)
+            w.flat(self.last), residual, table, tail)

@@ -97,7 +97,7 @@ def row_choices(isa: ISA, dot: Dot, most: int) -> list[int]:
 
 def linear_space(task: Task, isa: ISA) -> Space | None:
     """Return the space of a weight matmul."""
-    if not isa.has_kernels:
+    if not isa.has_kernels or isa.gpu:
         return None
     total, columns, _ = task.shape
     dots = _sequences(task, isa)

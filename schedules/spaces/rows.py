@@ -71,7 +71,7 @@ def default_rows(isa: ISA, rows: int, columns: int, local: int) -> Point:
 
 def rows_space(task: Task, isa: ISA) -> Space | None:
     """Return the space of an operator over rows."""
-    if not isa.has_kernels:
+    if not isa.has_kernels or isa.gpu:
         return None
     rows, columns = task.shape
     local = int(task.fields["local"])

@@ -14,7 +14,7 @@ from schedules.task import Point
 from tests.tuning.fakes import FakeBuilder, FakeRunner, fake_tuning, jobs, seconds
 from tvm_vitq.tuning.runner import RunnerFault
 from tvm_vitq.tuning.search import Search, name_of
-from tvm_vitq.tuning.tune import Tuning
+from tvm_vitq.tuning.tune import Limits, Tuning
 
 
 def _points(tuning: Tuning) -> list[tuple[str, str]]:
@@ -41,6 +41,41 @@ def test_noise_alone_takes_nobody_s_place(tmp_path: Path) -> None:
     tuning.run([lambda: FakeRunner(lambda _point: 1e-4, noise=0.05)])
     assert all(state.point == state.space.default and state.settled for state in tuning.states)
     assert tuning.gain == 1.0
+
+
+def test_what_wins_in_one_process_only_goes(tmp_path: Path) -> None:
+    """The runner that searches sees kernels of 8 rows faster than they are elsewhere."""
+    opened: list[FakeRunner] = []
+
+    def open_runner() -> FakeRunner:
+        def time(point: Point) -> float:
+            lucky = point["rows"] == 8 and runner is opened[0]
+            return 1e-4 * (1 - 0.1 * lucky)
+
+        runner = FakeRunner(time)
+        opened.append(runner)
+        return runner
+
+    tuning = fake_tuning(tmp_path, 600)
+    won: list[bool] = []
+    tuning.report = lambda: won.append(any(s.point["rows"] == 8 for s in tuning.states))
+    tuning.run([open_runner])
+    assert any(won) and len(opened) == 3
+    known = Schedules.of_folder(AVX2, tmp_path)
+    for state in tuning.states:
+        assert state.point == state.space.default and state.ratio == 1.0
+        assert known.point(state.job.task) is None
+
+
+def test_time_is_kept_for_the_last_look(tmp_path: Path) -> None:
+    tuning = fake_tuning(tmp_path, 10**6)
+    tuning.limits = Limits(None, 100.0)
+    assert not tuning.expired
+    tuning._start -= 95
+    assert not tuning.expired
+    for state in tuning.states:
+        state.fresh, state.point = True, state.space.ranked()[1]
+    assert tuning.expired
 
 
 def test_one_wrong_output_is_enough_to_be_rejected(tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ class Job:
         return [_draw(rng, param.ty, interval, extreme)
                 for param, interval in zip(self.mod["main"].params, self.intervals, strict=True)]
 
-    def expected(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
-        """Return what the reference makes of activations."""
+    def expected(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return what the reference makes of activations: each result."""
         call, given = self.call, iter(inputs)
         args = [next(given) if isinstance(arg, relax.Var) else constant(arg) for arg in call.args]
         attrs = call.attrs
@@ -95,7 +95,7 @@ class Job:
         if "out_axes" in attrs:
             value = value.transpose([int(axis) for axis in attrs["out_axes"]])
         dtype = str(call.ty.dtype)
-        return np.ascontiguousarray(expect(value, dtype, "result").astype(dtype))
+        return [np.ascontiguousarray(expect(value, dtype, "result").astype(dtype))]
 
     def save(self, folder: Path) -> Path:
         """Write all that building and checking a kernel takes into a folder; once is enough."""
@@ -105,7 +105,7 @@ class Job:
         for number, extreme in enumerate((False, True)):
             inputs = self.inputs(number, extreme)
             np.savez(folder / f"inputs{number}.npz", *inputs)
-            np.save(folder / f"expected{number}.npy", self.expected(inputs))
+            np.savez(folder / f"expected{number}.npz", *self.expected(inputs))
         document = {"kind": self.task.kind, "task": self.task.text, "intervals": self.intervals,
                     "module": tvm.ir.save_json(self.mod)}  # fmt: skip
         (folder / "job.json").write_text(json.dumps(document), encoding="utf-8")
@@ -117,8 +117,11 @@ class Job:
         """Read what :meth:`save` wrote."""
         found = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         intervals = [(lo, hi, row_sum) for lo, hi, row_sum in found["intervals"]]
-        return Job(Task(found["kind"], found["task"]), tvm.ir.load_json(found["module"]),
-                   intervals, 1, folder)
+        kind: type[Job] = Job
+        if found["kind"].startswith("gpu_"):
+            from .extract_gpu import GpuJob as kind
+        return kind(Task(found["kind"], found["task"]), tvm.ir.load_json(found["module"]),
+                    intervals, 1, folder)
 
 
 def _draw(
@@ -210,6 +213,10 @@ def extract(integer: tvm.IRModule, isa: ISA) -> list[Job]:
     isa
         Instruction set of the target.
     """
+    if isa.gpu:
+        from .extract_gpu import extract_gpu
+
+        return extract_gpu(integer, isa)
     found = _Found(isa)
     split = tvm.transform.Sequential([SplitBoundary(), HoistSlices()])(integer)
     folded = tvm.transform.Sequential([PackWeights(isa, Schedules(isa)), FoldLayout(isa)])(split)
@@ -244,8 +251,12 @@ def _prim_func(mod: tvm.IRModule) -> tuple[tirx.PrimFunc | None, list[Any]]:
 def kernel_of(job: Job, point: Point, isa: ISA) -> tuple[tirx.PrimFunc, list[Any]]:
     """Return the scheduled PrimFunc of a point, and its arguments without the result.
 
-    An argument is an array, or None where an activation goes, in order.
+    An argument is an array, or None where an activation goes, in order. Results follow them.
     """
+    if isa.gpu:
+        from .extract_gpu import gpu_kernel_of
+
+        return gpu_kernel_of(job, point, isa)
     schedules, mod = Schedules.fixed(isa, job.task, point), job.mod
     if job.task.kind == "linear":
         lo, hi, _ = job.intervals[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from schedules.records import RecordFile
 from .build import Builders
 from .extract import extract
 from .runner import LocalRunner, Runner
-from .tune import Limits, Tuning, processor
+from .tune import Limits, Tuning
 
 if TYPE_CHECKING:
     import tvm
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
     from tvm_vitq.remote.session import Session
 
 __all__ = ["TuneJob", "describe"]
+
+
+def _processor() -> str:
+    """Return the name of this machine's processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 @dataclass
@@ -93,7 +105,7 @@ class TuneJob:
         if not os.access(file.path if file.path.exists() else self.records, os.W_OK):
             raise VitqError(f"cannot write {file.path}: Permission denied")
         builders = Builders(name, min(len(os.sched_getaffinity(0)), 8), self.build_timeout)
-        host = processor() if self.open_session is None else "board"
+        host = _processor() if self.open_session is None else "board"
         return Tuning(extract(lower(self.mod), isa), isa, file, builders, self.limits,
                       self.threads, host, report, self.transfer)
 

@@ -45,6 +45,8 @@ class TaskState:
         Points measured, and why some were not kept.
     barren
         Batches since the incumbent changed.
+    fresh
+        Whether the incumbent was found in this run.
     broken
         Whether not even the default's kernel can be built.
     busy
@@ -64,6 +66,7 @@ class TaskState:
     trials: int = 0
     rejected: list[str] = field(default_factory=list)
     barren: int = 0
+    fresh: bool = False
     broken: bool = False
     busy: bool = False
     curve: list[tuple[float, int, float]] = field(default_factory=list)

@@ -3,12 +3,12 @@
 Each runner takes the task that promises most, a batch of its points, and times each point's kernel
 turn about with the default schedule's. The fastest of a batch that looks faster than the incumbent
 is timed against it again, longer; it takes its place only if it wins by more than the noise. So the
-records are final at any time: the run may be stopped after any trial.
+records are final at any time: the run may be stopped after any trial. A run that is not stopped
+ends with a last look at the winners (:mod:`.contest`).
 """
 
 from __future__ import annotations
 
-import platform
 import shutil
 import tempfile
 import threading
@@ -19,51 +19,20 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-
 from schedules.isa import ISA
 from schedules.records import Record, RecordFile, Schedules
 from schedules.task import Point
 
 from .build import Builder
+from .contest import LEAST_GAIN, SECONDS, audit, contest, wins
 from .extract import Job
 from .runner import Comparison, KernelFault, Runner, RunnerFault
 from .search import name_of
 from .state import TaskState
 
-__all__ = ["Limits", "Tuning", "processor"]
+__all__ = ["Limits", "Tuning"]
 
-ROUNDS, MORE_ROUNDS = 10, 40
-LEAST_GAIN = 0.005
-"""A candidate that gains less than this does not replace the incumbent."""
-
-
-def processor() -> str:
-    """Return the name of this machine's processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _wins(comparison: Comparison) -> bool:
-    """Whether the other is faster by more than the noise, and by enough to matter."""
-    return 1 - comparison.ratio > max(LEAST_GAIN, 4 * comparison.noise)
-
-
-def _contest(job: Job, runner: Runner, held: Path, kernel: Path) -> Comparison:
-    """Time a candidate against the incumbent until it wins, or is not likely to."""
-    base, other = np.empty(0), np.empty(0)
-    for _ in range(4):
-        more = runner.compare(job, held, kernel, MORE_ROUNDS)
-        base, other = np.append(base, more.base), np.append(other, more.other)
-        found = Comparison(base, other)
-        if _wins(found) or 1 - found.ratio < max(LEAST_GAIN / 2, found.noise):
-            break
-    return found
+ROUNDS = 10
 
 
 @dataclass(frozen=True)
@@ -157,8 +126,20 @@ class Tuning:
         return (
             self._stop.is_set()
             or (limits.trials is not None and self.trials >= limits.trials)
-            or (limits.seconds is not None and self.elapsed >= limits.seconds)
+            or (limits.seconds is not None and self.elapsed >= limits.seconds - self._reserve)
         )
+
+    @property
+    def _reserve(self) -> float:
+        """Seconds kept for the last comparison: at most a tenth."""
+        if self.limits.seconds is None:
+            return 0.0
+        return min(0.1 * self.limits.seconds, SECONDS * len(self._winners))
+
+    @property
+    def _winners(self) -> list[TaskState]:
+        """Tasks whose best was found in this run."""
+        return [s for s in self.states if s.fresh and s.point != s.space.default]
 
     @property
     def over(self) -> bool:
@@ -207,6 +188,9 @@ class Tuning:
             raise
         if self._fault is not None:
             raise self._fault
+        if self._winners:
+            audit(self._winners, self.builder, runners[0], self._give_up, self._note)
+        self.report()
 
     # One runner's thread
 
@@ -239,6 +223,12 @@ class Tuning:
         finally:
             if runner is not None:
                 runner.close()
+
+    def _give_up(self, state: TaskState) -> None:
+        """Go back to the default, and record that it is the best."""
+        state.point, state.ratio = state.space.default, 1.0
+        assert state.seconds is not None
+        self._append("best", state, state.point, state.seconds, 1.0, state.share)
 
     def _note(self, text: str) -> None:
         with self._lock:
@@ -350,16 +340,17 @@ class Tuning:
             if isinstance(held, str) or ratio > state.ratio * (1 - LEAST_GAIN):
                 continue
             try:
-                again = _contest(state.job, runner, held, kernel)
+                again = contest(state.job, runner, held, kernel)
             except KernelFault as why:
                 state.rejected.append(str(why))
                 continue
-            if _wins(again):
+            if wins(again):
                 state.ratio *= again.ratio
                 state.point, state.seconds = point, again.seconds
                 state.share = self._share(state, runner, point, again.seconds)
         with self._lock:
             gained = state.point != before
+            state.fresh = state.fresh or gained
             state.barren = 0 if gained else state.barren + 1
             if gained or not state.settled:
                 assert state.seconds is not None

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .clock import Clock, clock_of, gpu_peak
 
 __all__ = ["CHECKS", "Loaded", "build", "main", "read_arguments"]
 
@@ -39,20 +40,31 @@ def build(folder: Path, point: dict[str, Any], out: Path, target: Any) -> None:
     """
     import tvm
 
+    from schedules.cuda.compile import cuda_build
     from schedules.isa import architecture_of, isa_for
     from tvm_vitq.artifact.toolchain import compiler
     from tvm_vitq.tuning.extract import Job, kernel_of
 
     func, arguments = kernel_of(Job.load(folder), point, isa_for(target))
-    library = tvm.compile(func.with_attr("global_symbol", "main"), target=target)
     out.mkdir(parents=True, exist_ok=True)
     constants = {str(i): value for i, value in enumerate(arguments) if value is not None}
     np.savez(out / "constants.npz", **constants)
-    library.export_library(str(out / "kernel.so"), cc=compiler(architecture_of(target)))
+    func = func.with_attr("global_symbol", "main")
+    path, linker = str(out / "kernel.so"), compiler(architecture_of(target))
+    if target.kind.name != "cuda":
+        tvm.compile(func, target=target).export_library(path, cc=linker)
+        return
+    with target, cuda_build(target) as made:
+        library = tvm.compile(tvm.IRModule({"main": func}), target=target)
+        library.export_library(path, cc=linker, fpack_imports=made.pack)
+    if any(used.spills for used in made.resources.values()):
+        raise ValueError("ptxas spills registers to local memory")
 
 
-def read_arguments(job: Path, kernel: Path, check: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return a built kernel's arguments, in order, and what the result must be."""
+def read_arguments(
+    job: Path, kernel: Path, check: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return a built kernel's arguments, in order, and what the results must be."""
     with np.load(kernel / "constants.npz") as held:
         constants = {int(name): held[name] for name in held.files}
     with np.load(job / f"inputs{check}.npz") as held:
@@ -60,48 +72,51 @@ def read_arguments(job: Path, kernel: Path, check: int) -> tuple[list[np.ndarray
     given, arguments = iter(inputs), []
     for i in range(len(constants) + len(inputs)):
         arguments.append(constants[i] if i in constants else next(given))
-    return arguments, np.load(job / f"expected{check}.npy")
+    with np.load(job / f"expected{check}.npz") as held:
+        return arguments, [held[name] for name in held.files]
 
 
 class Loaded:
-    """A kernel on this machine's CPU, ready to be timed.
+    """A kernel on this machine, ready to be timed.
+
+    Parameters
+    ----------
+    job, kernel
+        Folders of the job and of the built kernel.
+    clock
+        The device that runs it, and how it is timed there.
 
     In a model, other layers' weights pass through the caches between two calls of a layer. So the
     constants are held many times, and calls take one copy after the other.
     """
 
-    def __init__(self, job: Path, kernel: Path) -> None:
+    def __init__(self, job: Path, kernel: Path, clock: Clock) -> None:
         import tvm
 
+        self.clock = clock
+        device = clock.device
         self.run = tvm.runtime.load_module(str(kernel / "kernel.so"))["main"]
         self.sets: list[list[Any]] = []
         self.wrong = 0
         for check in range(CHECKS):
             arguments, expected = read_arguments(job, kernel, check)
-            result = tvm.runtime.tensor(np.full_like(expected, 85))
-            tensors = [tvm.runtime.tensor(value) for value in arguments]
-            self.run(*tensors, result)
-            self.wrong += int((result.numpy() != expected).sum())
+            results = [tvm.runtime.tensor(np.full_like(value, 85), device) for value in expected]
+            tensors = [tvm.runtime.tensor(value, device) for value in arguments]
+            self.run(*tensors, *results)
+            self.wrong += sum(int((result.numpy() != value).sum())
+                              for result, value in zip(results, expected, strict=True))
         with np.load(kernel / "constants.npz") as held:
             constants = {int(name): held[name] for name in held.files}
         size = sum(value.nbytes for value in constants.values()) or _WEIGHT_BYTES
         for _ in range(max(1, min(_MOST_COPIES, _WEIGHT_BYTES // size))):
-            copies = [tvm.runtime.tensor(constants[i]) if i in constants else tensor
+            copies = [tvm.runtime.tensor(constants[i], device) if i in constants else tensor
                       for i, tensor in enumerate(tensors)]
-            self.sets.append([*copies, result])
-        self.calls = 1
-        start = time.perf_counter()
-        self.run(*self.sets[0])
-        self.seconds = time.perf_counter() - start
+            self.sets.append([*copies, *results])
+        self.seconds, _ = self.sample(1)
 
     def sample(self, calls: int) -> tuple[float, float]:
         """Return seconds a call, and seconds of processor time in one of wall time."""
-        run, sets = self.run, self.sets
-        cpu, start = time.process_time(), time.perf_counter()
-        for i in range(calls):
-            run(*sets[i % len(sets)])
-        wall, used = time.perf_counter() - start, time.process_time() - cpu
-        return wall / calls, used / wall
+        return self.clock.sample(self, calls)
 
 
 def _compare(
@@ -124,6 +139,8 @@ def _compare(
 
 def _peak(name: str, chain: int, target: Any) -> float | None:
     """Return the rate of a dot sequence in GMAC/s, None where there is no measure of it."""
+    if target.kind.name == "cuda":
+        return gpu_peak(name)
     from schedules.isa import isa_for
     from schedules.x86.intrinsics import DOTS
     from tvm_vitq.bench.peaks import register_peak
@@ -137,6 +154,7 @@ def _serve(mode: str, spec: dict[str, Any], say: Callable[[Any], None]) -> None:
     from schedules.isa import resolve_target
 
     target = resolve_target(spec["target"], threads=spec["threads"])
+    clock = clock_of(target) if mode == "run" else None
     held: dict[str, Loaded] = {}
     say({"value": "ready"})
     for line in sys.stdin:
@@ -148,7 +166,8 @@ def _serve(mode: str, spec: dict[str, Any], say: Callable[[Any], None]) -> None:
             elif request["do"] == "peak":
                 say({"value": _peak(request["dot"], request["chain"], target)})
             elif request["do"] == "load":
-                loaded = Loaded(Path(request["job"]), Path(request["kernel"]))
+                assert clock is not None
+                loaded = Loaded(Path(request["job"]), Path(request["kernel"]), clock)
                 if not loaded.wrong:
                     held[request["kernel"]] = loaded
                 say({"value": loaded.wrong})

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedules.cuda.attention import AttentionTile, attention, default_tile, problem_of
+from schedules.cuda.attention import attention, problem_of
 from schedules.cuda.attention_expression import NotTaken
+from schedules.cuda.attention_tile import AttentionTile, default_tile
 from schedules.cuda.emulate import Counts, Emulator
 from schedules.cuda.target import resolve_cuda_target
 from tests.helpers.attention import Attention, Shape, make

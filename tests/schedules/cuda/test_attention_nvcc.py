@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from schedules.cuda.attention import AttentionTile, attention
+from schedules.cuda.attention import attention
+from schedules.cuda.attention_tile import AttentionTile
 from schedules.cuda.compile import compile_cuda, cuda_source, ptx
 from schedules.cuda.target import resolve_cuda_target
 from tests.helpers.attention import Shape, make

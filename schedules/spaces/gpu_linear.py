@@ -1,0 +1,111 @@
+"""Weight matmuls on a GPU: the tile of a block, its warps, the pipeline.
+
+The parameters are those of :class:`~schedules.cuda.tile.CudaTile`. A task is one kernel: several
+matmuls of the same rows, and what follows them, count as one. All points take the same packed
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ..cuda.target import ARCHITECTURES
+from ..cuda.tile import (
+    MOST_OUTPUTS,
+    MOST_REGISTERS,
+    SHARED,
+    SPARE,
+    CudaTile,
+    default_tile,
+    predicted,
+)
+from ..isa import ISA
+from ..space import Space
+from ..task import Point, Task
+
+__all__ = ["gpu_linear_space", "gpu_linear_task", "gpu_linear_tile"]
+
+_MOST_WARPS = 8
+
+
+def gpu_linear_task(
+    op: str, rows: int, columns: Sequence[int], depth: int, dtype: str, out_dtype: str, gather: str
+) -> Task:
+    """Describe a kernel of weight matmuls.
+
+    Parameters
+    ----------
+    op
+        ``linear``, ``linear_requant`` or ``linear_requant_add``; ``+`` and its name for an
+        elementwise operator that follows.
+    rows, columns, depth
+        M, the N of each member, K as it is packed.
+    dtype, out_dtype
+        Of the activations, of the last result.
+    gather
+        What is taken by a table of rows, as in ``GemmSpec``.
+    """
+    return Task.of("gpu_linear", op=op, shape=[rows, sum(columns), depth], columns=list(columns),
+                   dtypes=f"{dtype}→{out_dtype}", gather=gather)
+
+
+def _problem(task: Task) -> tuple[int, list[int], int, int, bool]:
+    rows, _, depth = task.shape
+    size = np.dtype(str(task.fields["dtypes"]).partition("→")[0]).itemsize
+    return rows, list(task.fields["columns"]), depth, int(size), "+" in task.fields["op"]
+
+
+def gpu_linear_tile(task: Task, room: int) -> CudaTile:
+    """Return the tile of the default rule.
+
+    Parameters
+    ----------
+    task
+        The kernel.
+    room
+        Bytes of shared memory that a block may have, 0 if that is not known.
+    """
+    return default_tile(*_problem(task), max(SHARED, room - SPARE))
+
+
+def gpu_linear_space(task: Task, isa: ISA) -> Space | None:
+    """Return the space of a kernel of weight matmuls."""
+    if not isa.gpu:
+        return None
+    rows, columns, depth, size, tail = _problem(task)
+    room = ARCHITECTURES[isa.name]
+    shared = max(SHARED, room - SPARE)
+    default = asdict(gpu_linear_tile(task, room))
+
+    def allowed(point: Point) -> bool:
+        try:
+            tile = CudaTile(**point)
+        except ValueError:
+            return False
+        warps = tile.threads // 32
+        outputs = tile.bm * tile.bn * tile.warps_k // tile.threads
+        return (warps <= _MOST_WARPS and tile.registers(size) <= MOST_REGISTERS
+                and tile.shared_bytes(size) <= shared
+                and not (tail and outputs > MOST_OUTPUTS)
+                and (tile.stages - 1) * tile.bk < depth + tile.bk
+                and (tile.bm == 16 or tile.bm < 2 * rows))
+
+    def cost(point: Point) -> float:
+        tile = CudaTile(**point)
+        late = 0.1 * (tile.stages == 2 and depth > 2 * tile.bk) + 0.02 * abs(tile.stages - 4)
+        return (1 + late) * predicted(tile, rows, columns, depth, size, tail, shared)
+
+    parameters: dict[str, Any] = {
+        "bm": [16, 32, 64, 96, 128, 192, 256],
+        "bn": [32, 64, 96, 128, 256],
+        "bk": [64, 128, 256],
+        "warps_m": [1, 2, 4],
+        "warps_n": [1, 2, 4],
+        "stages": [2, 3, 4, 5],
+        "warps_k": [1, 2, 4],
+    }
+    return Space(parameters, default, lambda point: point == default or allowed(point), cost)

@@ -1,0 +1,102 @@
+"""Who takes whose place: a candidate against the incumbent, and at the end each winner once more.
+
+Where a process finds its memory and its code decides a few hundredths of a small kernel's time, and
+that is the same for every comparison in it. So what won in one process is compared with the default
+in others, and goes if it is slower in any of them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .build import Builder
+from .extract import Job
+from .runner import Comparison, KernelFault, Runner, RunnerFault
+from .state import TaskState
+
+__all__ = ["LEAST_GAIN", "SECONDS", "audit", "contest", "wins"]
+
+LEAST_GAIN = 0.005
+"""A candidate that gains less than this does not replace the incumbent."""
+SECONDS = 2.0
+"""Roughly what one task takes in the end."""
+_MORE_ROUNDS = 40
+_PROCESSES = 2
+
+
+def wins(comparison: Comparison) -> bool:
+    """Whether the other is faster by more than the noise, and by enough to matter."""
+    return 1 - comparison.ratio > max(LEAST_GAIN, 4 * comparison.noise)
+
+
+def contest(job: Job, runner: Runner, held: Path, kernel: Path) -> Comparison:
+    """Time a candidate against the incumbent until it wins, or is not likely to."""
+    base, other = np.empty(0), np.empty(0)
+    for _ in range(4):
+        more = runner.compare(job, held, kernel, _MORE_ROUNDS)
+        base, other = np.append(base, more.base), np.append(other, more.other)
+        found = Comparison(base, other)
+        if wins(found) or 1 - found.ratio < max(LEAST_GAIN / 2, found.noise):
+            break
+    return found
+
+
+def audit(
+    states: Sequence[TaskState], builder: Builder, open_runner: Callable[[], Runner],
+    give_up: Callable[[TaskState], None], note: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Compare each state's point with the default in processes that have not seen either.
+
+    Parameters
+    ----------
+    states
+        Tasks whose best is another than the default.
+    builder
+        Makes kernels.
+    open_runner
+        Opens a runner that has not run anything.
+    give_up
+        Called with a state whose point is not faster than the default.
+    note
+        Called with what goes wrong; the rest is then left as it is.
+    """
+    built: dict[int, tuple[Path, Path]] = {}
+    with tempfile.TemporaryDirectory(prefix="tvm-vitq-tune-") as name:
+        try:
+            for _ in range(_PROCESSES):
+                runner = open_runner()
+                try:
+                    for i, state in enumerate(states):
+                        folder = Path(name) / str(i)
+                        kernels = built.get(i) or _built(state, builder, folder)
+                        if kernels is None or state.point == state.space.default:
+                            continue
+                        built[i] = kernels
+                        if not _holds(state, runner, *kernels):
+                            give_up(state)
+                finally:
+                    runner.close()
+        except RunnerFault as why:
+            note(f"winners were not compared again: {why}")
+        finally:
+            for state in states:
+                state.job._folder = None
+
+
+def _built(state: TaskState, builder: Builder, folder: Path) -> tuple[Path, Path] | None:
+    folder.mkdir(exist_ok=True)
+    base, best = builder.build(state.job, [state.space.default, state.point], folder)
+    return None if isinstance(base, str) or isinstance(best, str) else (base, best)
+
+
+def _holds(state: TaskState, runner: Runner, base: Path, best: Path) -> bool:
+    """Whether the best is not slower than the default."""
+    try:
+        return runner.compare(state.job, base, best, _MORE_ROUNDS).ratio <= 1.0
+    except KernelFault as why:
+        state.rejected.append(str(why))
+        return False
