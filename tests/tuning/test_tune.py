@@ -44,13 +44,14 @@ def test_noise_alone_takes_nobody_s_place(tmp_path: Path) -> None:
 
 
 def test_what_wins_in_one_process_only_goes(tmp_path: Path) -> None:
-    """The runner that searches sees kernels of 8 rows faster than they are elsewhere."""
+    """The process that searches sees kernels of 8 rows faster than the others do."""
     opened: list[FakeRunner] = []
 
     def open_runner() -> FakeRunner:
         def time(point: Point) -> float:
-            lucky = point["rows"] == 8 and runner is opened[0]
-            return 1e-4 * (1 - 0.1 * lucky)
+            if point["rows"] != 8:
+                return 1e-4
+            return 0.9e-4 if runner is opened[0] else 1.02e-4
 
         runner = FakeRunner(time)
         opened.append(runner)
@@ -148,7 +149,9 @@ def test_a_failed_runner_loses_nothing(tmp_path: Path) -> None:
     tuning.run([open_runner, open_runner])
     assert len(_points(tuning)) == 150 and max(Counter(_points(tuning)).values()) == 1
     assert all(state.settled for state in tuning.states)
-    assert len(opened) > 4 and sum("gone" in note for note in tuning.notes) == 4
+    failed = [one for one in opened if isinstance(one, Failing) and len(one.measured) == 11]
+    assert len(opened) > 4 and len(failed) >= 3
+    assert sum("gone" in note for note in tuning.notes) == len(failed)
 
 
 def test_a_machine_that_only_fails_ends_the_run(tmp_path: Path) -> None:
