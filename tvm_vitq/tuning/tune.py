@@ -96,6 +96,7 @@ class Tuning:
         self.known = sum(state.trials for state in self.states)
         self._lock = threading.Condition()
         self._stop = threading.Event()
+        self._begun = 0
         self._start = time.monotonic()
         self._fault: BaseException | None = None
 
@@ -239,14 +240,14 @@ class Tuning:
         with self._lock:
             while not self.over:
                 free = [s for s in self.states if not s.busy and not s.done]
-                if not free:
+                if not free or self._begun == self.limits.trials:
                     self._lock.wait(0.2)
                     continue
                 fresh = [s for s in free if not s.settled]
                 state = max(fresh or free, key=lambda s: s.hope)
                 count = self.limits.batch
                 if self.limits.trials is not None:
-                    count = max(1, min(count, self.limits.trials - self.trials))
+                    count = min(count, self.limits.trials - self._begun)
                 state.busy = True
                 return state, state.search.propose(count)
         return None
@@ -276,14 +277,27 @@ class Tuning:
         self._measure_incumbent(state, runner, kernels)
         found: list[tuple[float, Point, Path]] = []
         for point in list(points):
-            if self.expired:
+            if not self._begin_trial():
                 break
             kernel = kernels[name_of(point)]
-            comparison = self._trial(state, runner, base, point, kernel)
+            try:
+                comparison = self._trial(state, runner, base, point, kernel)
+            except RunnerFault:
+                with self._lock:
+                    self._begun -= 1
+                raise
             points.remove(point)
             if comparison is not None and not isinstance(kernel, str):
                 found.append((comparison.ratio, point, kernel))
         self._confirm(state, runner, kernels, sorted(found, key=lambda item: item[0])[:2])
+
+    def _begin_trial(self) -> bool:
+        """Count a trial that begins, if there may be another."""
+        with self._lock:
+            if self.expired or self._begun == self.limits.trials:
+                return False
+            self._begun += 1
+            return True
 
     def _measure_incumbent(
         self, state: TaskState, runner: Runner, kernels: dict[str, Path | str]
