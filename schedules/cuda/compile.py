@@ -48,7 +48,7 @@ class CudaBuild:
     def compile(self, source: str) -> bytes:
         """Return the machine code of CUDA C++ text; errors as of :func:`compile_cuda`.
 
-        The text compiled last is not compiled again, nor with its functions in another order.
+        The text compiled last is not compiled again, nor with its parts in another order.
         """
         if _text(source) != _text(self.source):
             self._binary, self.resources = compile_cuda(source, self._arch)
@@ -94,13 +94,13 @@ def cuda_build(
         yield build or CudaBuild(str(target.attrs["arch"]))
 
 
-def _text(source: str) -> tuple[list[str], str]:
-    """Return the lines before the first kernel, sorted, and the rest.
+def _text(source: str) -> tuple[list[str], list[str]]:
+    """Return the lines before the first kernel, and the kernels, both sorted.
 
-    TVM writes the functions that kernels call in an order that differs from time to time.
+    TVM writes kernels, and the functions that they call, in an order that differs between times.
     """
-    functions, _, kernels = source.partition('extern "C" __global__')
-    return sorted(functions.splitlines()), kernels
+    functions, *kernels = source.split('extern "C" __global__')
+    return sorted(functions.splitlines()), sorted(kernel.strip() for kernel in kernels)
 
 
 def _blob(module: Any) -> bytes:

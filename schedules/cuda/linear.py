@@ -130,7 +130,7 @@ def _tile(members: Sequence[Member], schedules: Schedules | None) -> CudaTile:
     op = "+".join([_OPS[first.spec.epilogue.kind], *sorted(tails)])
     task = gpu_linear_task(
         op, first.rows, [member.columns for member in members], int(first.weights.shape[1]) * 16,
-        str(first.x.dtype), str(members[-1].last.dtype), first.spec.gather)
+        str(first.x.dtype), str(members[-1].last.dtype), first.unit, first.spec.gather)
     if schedules is not None:
         space = gpu_linear_space(task, schedules.isa)
         assert space is not None

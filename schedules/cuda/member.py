@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from schedules.gemm import GemmSpec
 from schedules.operands import Operand, product
@@ -54,6 +57,12 @@ class Member:
     def rows(self) -> int:
         """Rows of the result."""
         return product(self.params[-1].shape[:-1])
+
+    @property
+    def unit(self) -> int:
+        """Bytes of a row, or of a piece of it, that can be copied at once: 16 at most."""
+        width = int(self.x.shape[-1])
+        return math.gcd(width * int(np.dtype(str(self.x.dtype)).itemsize), 16)
 
     def source(self, w: CudaWriter) -> Operand:
         """Return the rows that are multiplied."""

@@ -33,8 +33,9 @@ _MOST_WARPS = 8
 
 
 def gpu_linear_task(
-    op: str, rows: int, columns: Sequence[int], depth: int, dtype: str, out_dtype: str, gather: str
-) -> Task:
+    op: str, rows: int, columns: Sequence[int], depth: int, dtype: str, out_dtype: str,
+    unit: int = 16, gather: str = "",
+) -> Task:  # fmt: skip
     """Describe a kernel of weight matmuls.
 
     Parameters
@@ -46,11 +47,13 @@ def gpu_linear_task(
         M, the N of each member, K as it is packed.
     dtype, out_dtype
         Of the activations, of the last result.
+    unit
+        Bytes that are copied at once: how the rows, or the pieces that they are made of, lie.
     gather
         What is taken by a table of rows, as in ``GemmSpec``.
     """
     return Task.of("gpu_linear", op=op, shape=[rows, sum(columns), depth], columns=list(columns),
-                   dtypes=f"{dtype}→{out_dtype}", gather=gather)
+                   dtypes=f"{dtype}→{out_dtype}", unit=unit, gather=gather)
 
 
 def _problem(task: Task) -> tuple[int, list[int], int, int, bool]:
@@ -79,6 +82,7 @@ def gpu_linear_space(task: Task, isa: ISA) -> Space | None:
     rows, columns, depth, size, tail = _problem(task)
     room = ARCHITECTURES[isa.name]
     shared = max(SHARED, room - SPARE)
+    unit = int(task.fields["unit"])
     default = asdict(gpu_linear_tile(task, room))
 
     def allowed(point: Point) -> bool:
@@ -91,6 +95,7 @@ def gpu_linear_space(task: Task, isa: ISA) -> Space | None:
         return (warps <= _MOST_WARPS and tile.registers(size) <= MOST_REGISTERS
                 and tile.shared_bytes(size) <= shared
                 and not (tail and outputs > MOST_OUTPUTS)
+                and tile.threads >= tile.bk * size // max(unit, 4)
                 and (tile.stages - 1) * tile.bk < depth + tile.bk
                 and (tile.bm == 16 or tile.bm < 2 * rows))
 

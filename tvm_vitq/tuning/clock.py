@@ -65,7 +65,7 @@ class GpuClock:
         self.device = tvm.cuda(0)
         self._cuda = ctypes.CDLL("libcudart.so.13")
         self._stream = self._new("cudaStreamCreate")
-        self.device.set_raw_stream(self._stream)
+        self.device.set_raw_stream(self._stream.value)
         self._begin, self._end = self._new("cudaEventCreate"), self._new("cudaEventCreate")
         self._graphs: dict[tuple[int, int], tuple[Loaded, ctypes.c_void_p]] = {}
 

@@ -94,9 +94,15 @@ class TuneJob:
         if not isa.has_kernels:
             raise VitqError(f"kernels for {name} are not tuned: leave tune out, compile has rules "
                             "for them")  # fmt: skip
+        if isa.gpu and self.open_session is not None:
+            raise VitqError("a GPU's kernels are tuned on the machine that it is in: leave out "
+                            "--rpc and --tracker")  # fmt: skip
+        if isa.gpu and self.threads > 1:
+            raise VitqError("--threads is for processors, and the target is a GPU")
         elsewhere = foreign(describe_target(name, target))
         if self.open_session is None and elsewhere:
-            raise VitqError(f"cannot tune for {name} here: {elsewhere}; use --rpc or --tracker")
+            mend = "tune on the machine that it is in" if isa.gpu else "use --rpc or --tracker"
+            raise VitqError(f"cannot tune for {name} here: {elsewhere}; {mend}")
         try:
             self.records.mkdir(parents=True, exist_ok=True)
         except OSError as why:

@@ -26,6 +26,7 @@ struct Config {
 
 struct Kernel {
   std::string name;
+  void* emulator = nullptr;
   unsigned shared_bytes = 48 << 10;
 };
 
@@ -34,12 +35,12 @@ using Graph = std::vector<std::function<void()>>;
 constexpr int kForbidden = 1, kMaxShared = 232448;
 char recorded_stream;
 std::map<char*, std::size_t> memory;
-std::map<std::string, Kernel> kernels;
 std::map<std::string, int> arguments;
-void* emulator = nullptr;
+void* emulator = nullptr;  // of the modules that are loaded next
 Graph* recording = nullptr;
 std::string problems;
 int launched = 0, recorded = 0, replayed = 0;
+double clock_ms = 0;  // a block takes a microsecond
 std::uint64_t seed = 0;
 
 int complain(const std::string& what) {
@@ -51,7 +52,9 @@ int while_recording(const char* what) {
   return recording ? complain(std::string(what) + " while launches are recorded") : 0;
 }
 
-void launch(const std::string& name, const Config& config, std::vector<void*> values) {
+void launch(void* emulator, const std::string& name, const Config& config,
+            std::vector<void*> values) {
+  clock_ms += 1e-3 * config.grid[0] * config.grid[1] * config.grid[2];
   using Launch = int (*)(void*, int, void**, const long*, const unsigned*, int, long, std::uint64_t,
                          void*);
   std::vector<long> sizes;
@@ -95,7 +98,9 @@ int cuLaunchKernelEx(const Config* config, Kernel* kernel, void** parameters, vo
   if (config->grid[1] > 65535 || config->grid[2] > 65535) return complain(name + ": grid");
   std::vector<void*> values;
   for (int i = 0; i < arguments[name]; ++i) values.push_back(*static_cast<void**>(parameters[i]));
-  std::function<void()> job = [name, values, config = *config] { launch(name, config, values); };
+  std::function<void()> job = [emulator = kernel->emulator, name, values, config = *config] {
+    launch(emulator, name, config, values);
+  };
   if (!recording) return ++launched, job(), 0;
   if (config->stream != &recorded_stream) return complain(name + ": on another stream");
   recording->push_back(job);
@@ -104,13 +109,12 @@ int cuLaunchKernelEx(const Config* config, Kernel* kernel, void** parameters, vo
 int cuModuleLoadData(void** module, const void* data) {
   unsigned magic;
   std::memcpy(&magic, data, 4);
-  *module = &recorded_stream;
+  *module = emulator;
   return magic == 0xba55ed50 ? while_recording("module") : complain("no fat binary");
 }
 int cuModuleUnload(void*) { return 0; }
-int cuModuleGetFunction(Kernel** kernel, void*, const char* name) {
-  *kernel = &kernels[name];
-  (*kernel)->name = name;
+int cuModuleGetFunction(Kernel** kernel, void* module, const char* name) {
+  *kernel = new Kernel{name, module};
   return 0;
 }
 int cuFuncSetAttribute(Kernel* kernel, int attribute, int value) {
@@ -178,9 +182,9 @@ int cudaGraphLaunch(Graph* graph, void*) {
 }
 int cudaGraphDestroy(Graph* graph) { return delete graph, 0; }
 int cudaGraphExecDestroy(Graph* graph) { return delete graph, 0; }
-int cudaEventCreate(void** event) { return *event = &recorded_stream, 0; }
-int cudaEventDestroy(void*) { return 0; }
-int cudaEventElapsedTime(float* time, void*, void*) { return *time = 1, 0; }
-int cudaEventRecord(void*, void*) { return 0; }
+int cudaEventCreate(double** event) { return *event = new double, 0; }
+int cudaEventDestroy(double* event) { return delete event, 0; }
+int cudaEventElapsedTime(float* time, double* from, double* to) { return *time = *to - *from, 0; }
+int cudaEventRecord(double* event, void*) { return *event = clock_ms, 0; }
 int cudaEventSynchronize(void*) { return 0; }
 }

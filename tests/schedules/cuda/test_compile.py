@@ -128,3 +128,19 @@ def test_an_order_of_functions_is_not_compiled_again(monkeypatch: pytest.MonkeyP
     kernels = 'extern "C" __global__ void a() {}\nextern "C" __global__ void b() {}\n'
     assert build.compile(one + other + kernels) == build.compile(other + one + kernels) == b"1"
     assert build.compile(one + other + kernels.replace("b()", "c()")) == b"2"
+
+
+def test_the_same_kernels_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another order of functions and kernels, which TVM writes at times, is the same text."""
+    asked: list[str] = []
+
+    def compile_cuda(source: str, _arch: str) -> tuple[bytes, dict[str, object]]:
+        asked.append(source)
+        return bytes([len(asked)]), {}
+
+    monkeypatch.setattr("schedules.cuda.compile.compile_cuda", compile_cuda)
+    start = 'extern "C" __global__ '
+    build = CudaBuild("sm_80")
+    assert build.compile(f"int f;\nint g;\n{start}a;\n{start}b;\n\n") == b"\x01"
+    assert build.compile(f"int g;\nint f;\n{start}b;\n{start}a;\n\n") == b"\x01"
+    assert build.compile(f"int g;\nint f;\n{start}b;\n{start}c;\n\n") == b"\x02"
