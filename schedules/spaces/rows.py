@@ -57,13 +57,12 @@ def _loops(func: tirx.PrimFunc) -> str:
 def default_rows(isa: ISA, rows: int, columns: int, local: int) -> Point:
     """Return rows and width that are used where no record says better.
 
-    Vectors as wide as the machine's, unless the last one would repeat more than a tenth of a row;
-    as many rows as keep their intermediates in :data:`CACHE_BYTES`, eight at most.
+    Vectors as wide as the machine's, or as a row if that is shorter: a last vector that repeats a
+    part of the row costs less than twice as many vectors. As many rows as keep their intermediates
+    in :data:`CACHE_BYTES`, eight at most.
     """
     width = isa.vector_bits // 16
-    while width > 1 and (
-        width > columns or (-(-columns // width) * width > 1.1 * columns and width > 16)
-    ):
+    while width > columns:
         width //= 2
     block = max(1, min(8, CACHE_BYTES // max(local, 1), rows)) if local else 1
     return {"block": block, "width": width}

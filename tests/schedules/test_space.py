@@ -14,6 +14,7 @@ from schedules.isa import AVX2, AVX512BW, AVX512VNNI, DOTPROD, GENERIC, I8MM, IS
 from schedules.space import Space, space_of
 from schedules.spaces import SPACES
 from schedules.spaces.linear import linear_task
+from schedules.spaces.rows import CACHE_BYTES, default_rows
 from schedules.task import Task
 from tests.helpers.kernels import make_linear, make_matmul
 
@@ -57,7 +58,7 @@ def test_spaces(isa: ISA, rows: int, columns: int, depth: int, seed: int) -> Non
 
 def test_every_kind_has_a_space_and_generic_targets_none() -> None:
     kinds = {task.kind for task in _tasks(10, 16, 16, AVX2)}
-    assert kinds == set(SPACES)
+    assert kinds | {"gpu_linear", "gpu_attention"} == set(SPACES)
     assert all(space_of(task, GENERIC) is None for task in _tasks(10, 16, 16, GENERIC))
     assert space_of(Task.of("unknown", op="x", shape=[1], dtypes=""), AVX2) is None
 
@@ -96,3 +97,11 @@ def test_any_point_of_a_matmul_is_exact(target: str, data: st.DataObject) -> Non
     kernel = make_matmul((2, rows, columns, depth), target, data.draw(st.booleans()),
                          extreme=data.draw(st.booleans()), tile=Tile.of(point))
     np.testing.assert_array_equal(kernel.run(), kernel.expected)
+
+
+@pytest.mark.parametrize(("isa", "columns", "width"), [
+    (AVX512VNNI, 197, 32), (AVX512VNNI, 49, 32), (AVX512VNNI, 20, 16), (AVX2, 197, 16),
+    (AVX2, 10, 8), (NEON, 197, 8)])  # fmt: skip
+def test_vectors_of_rows_are_as_wide_as_may_be(isa: ISA, columns: int, width: int) -> None:
+    assert default_rows(isa, 64, columns, 4 * columns) == {
+        "block": min(8, CACHE_BYTES // (4 * columns)), "width": width}  # fmt: skip
