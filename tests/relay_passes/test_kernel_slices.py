@@ -7,7 +7,7 @@ from tvm import relax
 
 from relay_passes.group_kernels import GroupKernels
 from relay_passes.kernel_slices import kernel_slices
-from tests.relay_passes.test_group_kernels import C, TOKENS, block, calls, dense, legalised
+from tests.relay_passes.test_group_kernels import TOKENS, C, block, calls, dense, legalised
 
 LINEAR, MATMUL = "vitq.packed_linear_requant", "vitq.matmul_requant"
 
