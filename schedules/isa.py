@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from dataclasses import dataclass
 
 import tvm
 import tvm_ffi
 
-from .cuda.target import is_cuda_name, resolve_cuda_target
+from .cuda.target import ARCHITECTURES, is_cuda_name, resolve_cuda_target
 from .host import host_architecture
 
 __all__ = ["AVX2", "AVX512BW", "AVX512VNNI", "AVXVNNI", "CUDA", "DOTPROD", "GENERIC", "I8MM",
@@ -125,8 +126,22 @@ GENERIC = ISA("generic", (), 128, 16, "", "")
 
 
 def cuda_isa(arch: str) -> ISA:
-    """Return the integer units of an NVIDIA GPU's architecture, such as ``"sm_80"``."""
-    return ISA(arch, ("cuda",), 256, 255, "mma8", "mma16")
+    """Return the integer units of an NVIDIA GPU's architecture, such as ``"sm_80"``.
+
+    What :data:`~schedules.cuda.target.ARCHITECTURES` does not list is taken for one that it does:
+    variants (``"sm_90a"``) for their base, later generations for ``"sm_80"``, whose kernels take
+    no more shared memory than any of them has.
+
+    Raises
+    ------
+    ValueError
+        If it has no int8 tensor cores.
+    """
+    number = int(re.sub(r"\D", "", arch) or 0)
+    if number < 75:
+        raise ValueError(f"{arch} has no int8 tensor cores: they begin with sm_75")
+    base = f"sm_{number}" if f"sm_{number}" in ARCHITECTURES else "sm_80"
+    return ISA(base, ("cuda",), 256, 255, "mma8", "mma16")
 
 
 CUDA = cuda_isa("sm_80")

@@ -69,6 +69,8 @@ class Record:
         Processor, and UTC time in ISO 8601.
     versions
         See :func:`versions`.
+    audited
+        Of a ``best``: whether it was compared with the default in other processes as well.
     """
 
     what: str
@@ -83,6 +85,7 @@ class Record:
     host: str
     when: str
     versions: Mapping[str, Any] = field(default_factory=versions)
+    audited: bool = False
 
     @property
     def of(self) -> Task:

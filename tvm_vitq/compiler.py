@@ -39,7 +39,7 @@ def resolve(name: str | Any) -> tuple[str, Any]:
     """
     import tvm
 
-    from schedules.isa import architecture_of, resolve_target
+    from schedules.isa import architecture_of, isa_for, resolve_target
     from tvm_vitq.artifact.toolchain import compiler
 
     if isinstance(name, tvm.target.Target):
@@ -53,6 +53,10 @@ def resolve(name: str | Any) -> tuple[str, Any]:
             target = resolve_target(str(name))
         except ValueError as why:
             raise VitqError(str(why).splitlines()[0]) from why
+    try:
+        isa_for(target)
+    except ValueError as why:
+        raise VitqError(str(why)) from why
     compiler(architecture_of(target))
     return str(name), target
 

@@ -83,11 +83,11 @@ def make(
         If the folder is in use, something does not compile, or the archive is too large. The
         folder is made whole or not at all.
     """
-    output = Path(output)
-    _check(output, batches, arch, inputs, samples, verify_with)
-    draft = output.with_name(output.name + ".part")
-    shutil.rmtree(draft, ignore_errors=True)
-    (draft / "artifacts").mkdir(parents=True)
+    output = Path(output).resolve()
+    arch = _check(output, batches, arch, inputs, samples, verify_with)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    (draft / "artifacts").mkdir()
     (draft / "checks").mkdir()
     models: dict[str, Any] = {}
     try:
@@ -100,9 +100,9 @@ def make(
                 models[name] = add_network(draft, name, network, quantized, module, batches, arch,
                                            inputs, verify_with, say)  # fmt: skip
         finish(draft, models, arch)
-        if output.exists():
-            output.rmdir()
-        draft.rename(output)
+        output.mkdir(exist_ok=True)
+        for part in draft.iterdir():
+            shutil.move(part, output / part.name)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     say("compress")
@@ -112,8 +112,8 @@ def make(
 def _check(
     output: Path, batches: Sequence[int], arch: str, inputs: int, samples: int,
     verify_with: str | None,
-) -> None:  # fmt: skip
-    """Refuse at once what would fail after the first network."""
+) -> str:  # fmt: skip
+    """Refuse at once what would fail after the first network; return the architecture's name."""
     from tvm_vitq.artifact.emulate import find_emulator
     from tvm_vitq.compiler import resolve
 
@@ -131,6 +131,7 @@ def _check(
             raise VitqError(str(why)) from why
     if verify_with is not None:
         find_emulator(verify_with, target.kind.name == "cuda")
+    return str(target.attrs["arch"]) if target.kind.name == "cuda" else arch
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:

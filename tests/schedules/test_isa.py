@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tvm
 import tvm_ffi
 
 from schedules.isa import (
@@ -16,6 +17,7 @@ from schedules.isa import (
     ISA,
     NEON,
     architecture_of,
+    cuda_isa,
     isa_for,
     resolve_target,
 )
@@ -55,3 +57,16 @@ def test_unknown_target_is_one_line(name: str) -> None:
 
 def test_native_runs_here() -> None:
     assert resolve_target("native").attrs["mcpu"]
+
+
+@pytest.mark.parametrize(("arch", "base"), [
+    ("sm_75", "sm_75"), ("sm_90", "sm_90"), ("sm_90a", "sm_90"), ("sm_100", "sm_80"),
+    ("sm_120a", "sm_80")])  # fmt: skip
+def test_gpus_that_are_not_listed(arch: str, base: str) -> None:
+    assert cuda_isa(arch).name == base and cuda_isa(arch).gpu
+    assert isa_for(tvm.target.Target({"kind": "cuda", "arch": arch})).name == base
+
+
+def test_gpus_without_tensor_cores() -> None:
+    with pytest.raises(ValueError, match="sm_70 has no int8 tensor cores"):
+        cuda_isa("sm_70")

@@ -29,6 +29,8 @@ from tvm_vitq.saved import load_quantized
 from tvm_vitq.tuning.extract import Job, extract, kernel_of
 
 SM_90 = cuda_isa("sm_90")
+PEAK = 4096 * 1024 * 1024e3
+"""Multiply-accumulates a second of the fake driver's GPU: 1024 multiprocessors at 1024 kHz."""
 TASKS = [
     gpu_linear_task("linear_requant", 197, [192] * 3, 192, "int8", "int8"),
     gpu_linear_task("linear_requant+gelu", 12608, [3072], 768, "int8", "int8"),
@@ -67,7 +69,8 @@ def test_tasks(jobs: list[Job]) -> None:
     kinds = {job.task.kind for job in jobs}
     assert kinds == {"gpu_linear", "gpu_attention"}
     assert all(job.macs > 0 and space_of(job.task, SM_90) is not None for job in jobs)
-    assert any("+gelu" in job.task.fields["op"] for job in jobs) or len(jobs) >= 3
+    assert "linear_requant+gelu" in {job.task.fields["op"] for job in jobs}
+    assert [192 // 6] * 3 in [job.task.fields.get("columns") for job in jobs]  # q, k and v
 
 
 @settings(deadline=None, max_examples=6)
@@ -113,6 +116,8 @@ def test_tuning_on_a_fake_driver(tiny: Path, tmp_path: Path) -> None:
     for record in trials:  # the driver's clock counts blocks
         space = space_of(record.of, SM_90)
         assert space is not None and record.share is not None
+        macs = np.prod(record.of.shape) * (2 if record.of.kind == "gpu_attention" else 1)
+        assert record.share == pytest.approx(macs / record.seconds / PEAK, rel=0.01, abs=1e-4)
         blocks = [_blocks(record.of, point) for point in (record.point, space.default)]
         assert record.ratio == pytest.approx(blocks[0] / blocks[1], abs=1e-3)
 

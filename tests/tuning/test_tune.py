@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from schedules.isa import AVX2
 from schedules.records import Schedules
 from schedules.task import Point
 from tests.tuning.fakes import FakeBuilder, FakeRunner, fake_tuning, jobs, seconds
-from tvm_vitq.tuning.runner import RunnerFault
+from tvm_vitq.tuning.runner import KernelFault, RunnerFault
 from tvm_vitq.tuning.search import Search, name_of
 from tvm_vitq.tuning.tune import Limits, Tuning
 
@@ -75,8 +76,75 @@ def test_time_is_kept_for_the_last_look(tmp_path: Path) -> None:
     tuning._start -= 95
     assert not tuning.expired
     for state in tuning.states:
-        state.fresh, state.point = True, state.space.ranked()[1]
+        state.point = state.space.ranked()[1]
     assert tuning.expired
+    for state in tuning.states:
+        state.audited = True
+    assert not tuning.expired
+
+
+def test_the_last_look_ends_in_time_and_is_made_later(tmp_path: Path) -> None:
+    tuning = fake_tuning(tmp_path, 200)
+    tuning.limits = Limits(200, 1e6)
+
+    def late() -> None:
+        if tuning.trials == 200:
+            tuning._start = time.monotonic() - 2e6
+
+    tuning.report = late
+    tuning.run([FakeRunner])
+    assert any("no time left to compare" in note for note in tuning.notes)
+    assert not any(record.audited for record in tuning.records.read())
+    again = fake_tuning(tmp_path, 1)
+    assert again.known == 200 and all(not state.audited for state in again.states)
+    again.run([FakeRunner])
+    best = [r for r in again.records.read() if r.what == "best" and r.audited]
+    assert {r.of.key for r in best} == {state.job.task.key for state in again.states}
+    assert all(state.audited for state in fake_tuning(tmp_path, 1).states)
+
+
+def test_a_task_is_free_when_its_folder_is_gone(tmp_path: Path) -> None:
+    """A job names the folder that it is saved in; another runner's batch has its own."""
+    class Saving(FakeBuilder):
+        def build(self, job: Any, points: Any, folder: Path) -> Any:
+            if job._folder is None:
+                job._folder = folder
+            time.sleep(0.001)
+            assert job._folder == folder
+            return super().build(job, points, folder)
+
+    tuning = fake_tuning(tmp_path, 200, (197, 192, 192), builder=Saving())
+    tuning.run([FakeRunner, FakeRunner])
+    assert tuning.trials == 200 and tuning.notes == []
+
+
+def test_a_default_that_fails_costs_a_runner_not_the_run(tmp_path: Path) -> None:
+    """A GPU that a kernel has spoilt rejects everything until the process is another."""
+    class Spoilt(FakeRunner):
+        spoilt = False
+
+        def compare(self, *args: Any) -> Any:
+            if self.spoilt or (len(opened) == 1 and len(self.measured) == 20):
+                self.spoilt = True
+                raise KernelFault("illegal memory access")
+            return super().compare(*args)
+
+    opened: list[Spoilt] = []
+
+    def open_runner() -> Spoilt:
+        opened.append(Spoilt())
+        return opened[-1]
+
+    tuning = fake_tuning(tmp_path, 100)
+    tuning.run([open_runner])
+    assert tuning.trials == 100 and len(opened) >= 2
+    assert any("illegal memory access" in note for note in tuning.notes)
+
+
+def test_no_default_can_be_built(tmp_path: Path) -> None:
+    tuning = fake_tuning(tmp_path, 10, builder=FakeBuilder(lambda _point: True))
+    tuning.run([FakeRunner])
+    assert tuning.starved and "does not build" in tuning.failures[-1]
 
 
 def test_one_wrong_output_is_enough_to_be_rejected(tmp_path: Path) -> None:

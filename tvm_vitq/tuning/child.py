@@ -65,6 +65,8 @@ class Child:
             raise ChildFault("the process has ended") from None
         reply = self._reply(timeout)
         if "error" in reply:
+            if reply.get("ends"):
+                self.close()
             raise ChildFault(reply["error"])
         return reply["value"]
 
@@ -127,7 +129,8 @@ class Child:
         process, self._process = self._process, None
         if process is None:
             return
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and compilers that it has started
         process.wait()
         for stream in (process.stdin, process.stdout, self._log):
             if stream is not None:

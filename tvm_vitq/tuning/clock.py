@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Clock", "GpuClock", "ProcessorClock", "clock_of", "gpu_peak"]
 
-MACS_PER_CLOCK = {75: 1024, 80: 2048, 86: 1024, 87: 1024, 89: 1024, 90: 4096}
+MACS_PER_CLOCK = {75: 1024, 80: 2048, 86: 1024, 87: 2048, 89: 1024, 90: 4096}
 """Dense 8-bit multiply-accumulates of a multiprocessor in a cycle, by compute capability (NVIDIA's
 architecture white papers)."""
 _RELAXED = 2
@@ -100,19 +100,19 @@ class GpuClock:
             self._do("cudaGraphExecDestroy", self._graphs.pop(key)[1])
         self._do("cudaStreamSynchronize", self._stream)
         self._do("cudaStreamBeginCapture", self._stream, _RELAXED)
-        for i in range(calls):
-            kernel.run(*kernel.sets[i % len(kernel.sets)])
-        graph = self._new_graph()
-        made = self._new("cudaGraphInstantiate", graph, ctypes.c_ulonglong(0))
-        self._do("cudaGraphDestroy", graph)
+        graph = ctypes.c_void_p()
+        try:
+            for i in range(calls):
+                kernel.run(*kernel.sets[i % len(kernel.sets)])
+        finally:
+            self._do("cudaStreamEndCapture", self._stream, ctypes.byref(graph))
+        try:
+            made = self._new("cudaGraphInstantiate", graph, ctypes.c_ulonglong(0))
+        finally:
+            self._do("cudaGraphDestroy", graph)
         self._graphs[id(kernel), calls] = kernel, made
         self._do("cudaGraphLaunch", made, self._stream)  # untimed
         return made
-
-    def _new_graph(self) -> ctypes.c_void_p:
-        graph = ctypes.c_void_p()
-        self._do("cudaStreamEndCapture", self._stream, ctypes.byref(graph))
-        return graph
 
 
 def clock_of(target: Any) -> Clock:

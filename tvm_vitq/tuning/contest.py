@@ -8,6 +8,7 @@ in others, and goes if it is slower in any of them.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def contest(job: Job, runner: Runner, held: Path, kernel: Path) -> Comparison:
 
 def audit(
     states: Sequence[TaskState], builder: Builder, open_runner: Callable[[], Runner],
-    give_up: Callable[[TaskState], None], note: Callable[[str], None],
+    judge: Callable[[TaskState, bool], None], note: Callable[[str], None],
+    end: float | None = None,
 ) -> None:  # fmt: skip
     """Compare each state's point with the default in processes that have not seen either.
 
@@ -59,25 +61,34 @@ def audit(
         Makes kernels.
     open_runner
         Opens a runner that has not run anything.
-    give_up
-        Called with a state whose point is not faster than the default.
+    judge
+        Called with each state that was compared, and whether its point is not slower than the
+        default.
     note
         Called with what goes wrong; the rest is then left as it is.
+    end
+        When to stop, as ``time.monotonic()`` says it; None: when all are compared.
     """
-    built: dict[int, tuple[Path, Path]] = {}
+    left = list(states)
     with tempfile.TemporaryDirectory(prefix="tvm-vitq-tune-") as name:
+        kernels: dict[int, tuple[Path, Path]] = {}
         try:
-            for _ in range(_PROCESSES):
+            for number in range(_PROCESSES):
                 runner = open_runner()
                 try:
                     for i, state in enumerate(states):
-                        folder = Path(name) / str(i)
-                        kernels = built.get(i) or _built(state, builder, folder)
-                        if kernels is None or state.point == state.space.default:
+                        if all(state is not other for other in left):
                             continue
-                        built[i] = kernels
-                        if not _holds(state, runner, *kernels):
-                            give_up(state)
+                        if end is not None and time.monotonic() > end:
+                            note(f"no time left to compare {len(left)} winners again: they are "
+                                 "compared when tune goes on")  # fmt: skip
+                            return
+                        if i not in kernels:
+                            kernels[i] = _built(state, builder, Path(name) / str(i))
+                        holds = _holds(state, runner, *kernels[i])
+                        if number == _PROCESSES - 1 or not holds:
+                            left = [other for other in left if other is not state]
+                            judge(state, holds)
                 finally:
                     runner.close()
         except RunnerFault as why:
@@ -87,10 +98,12 @@ def audit(
                 state.job._folder = None
 
 
-def _built(state: TaskState, builder: Builder, folder: Path) -> tuple[Path, Path] | None:
-    folder.mkdir(exist_ok=True)
+def _built(state: TaskState, builder: Builder, folder: Path) -> tuple[Path, Path]:
+    folder.mkdir()
     base, best = builder.build(state.job, [state.space.default, state.point], folder)
-    return None if isinstance(base, str) or isinstance(best, str) else (base, best)
+    if isinstance(base, str) or isinstance(best, str):
+        raise RunnerFault(f"{state.job.task}: a kernel that was built is not built again")
+    return base, best
 
 
 def _holds(state: TaskState, runner: Runner, base: Path, best: Path) -> bool:

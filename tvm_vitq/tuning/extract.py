@@ -152,8 +152,8 @@ def _rows_of_sum(
     return np.minimum(np.floor(parts * total).astype(np.int64), most)
 
 
-def _alone(call: relax.Call, intervals: Any) -> tuple[tvm.IRModule, list[Any]] | None:
-    """Return a module of one call, and the intervals of its variable arguments."""
+def _alone(call: relax.Call, intervals: Any, isa: ISA) -> Job | None:
+    """Return the job of one call, None if it has no space or is made of what is not known."""
     params: list[relax.Var] = []
     found: list[tuple[int, int, int | None]] = []
     args: list[relax.Expr] = []
@@ -170,7 +170,40 @@ def _alone(call: relax.Call, intervals: Any) -> tuple[tvm.IRModule, list[Any]] |
         params.append(param)
         args.append(param)
         found.append((interval.lo, interval.hi, interval.row_sum))
-    return _module(params, relax.Call(call.op, args, call.attrs)), found
+    return job_of(relax.Call(call.op, args, call.attrs), params, found, isa)
+
+
+def job_of(
+    call: relax.Call, params: list[relax.Var], intervals: list[tuple[int, int, int | None]],
+    isa: ISA, calls: int = 1,
+) -> Job | None:  # fmt: skip
+    """Return the job of an operator of the dialect, None if nothing is tuned there.
+
+    Parameters
+    ----------
+    call
+        Of variables and constants.
+    params, intervals
+        The variables, in order, and the proved interval of each, as in :class:`Job`.
+    isa
+        Instruction set.
+    calls
+        How often it is called.
+    """
+    mod = _module(params, call)
+    job = Job(Task("", ""), mod, intervals, calls)
+    if call.op.name.removeprefix("vitq.") in LINEAR:
+        lookup = Schedules(isa)
+        lo, hi, _ = intervals[0]
+        plan_of(job.call, isa, (lo, hi), lookup)
+        task = next(iter(lookup.misses.values()), None)
+    else:
+        func, _ = _prim_func(mod)
+        task = None if func is None else task_of(func)
+    if task is None or space_of(task, isa) is None:
+        return None
+    job.task = task
+    return job
 
 
 def _module(params: list[relax.Var], call: relax.Call) -> tvm.IRModule:
@@ -187,22 +220,6 @@ def _calls(func: relax.Function) -> list[relax.Call]:
             if is_vitq_call(binding.value)]
 
 
-class _Found:
-    """Jobs by task, in the order in which they are met."""
-
-    def __init__(self, isa: ISA) -> None:
-        self.isa = isa
-        self.jobs: dict[str, Job] = {}
-
-    def add(self, task: Task | None, mod: tvm.IRModule, intervals: list[Any]) -> None:
-        if task is None or space_of(task, self.isa) is None:
-            return
-        if task.key in self.jobs:
-            self.jobs[task.key].calls += 1
-        else:
-            self.jobs[task.key] = Job(task, mod, intervals)
-
-
 def extract(integer: tvm.IRModule, isa: ISA) -> list[Job]:
     """Return the tasks of a module of the fused integer dialect, the longest first.
 
@@ -217,25 +234,20 @@ def extract(integer: tvm.IRModule, isa: ISA) -> list[Job]:
         from .extract_gpu import extract_gpu
 
         return extract_gpu(integer, isa)
-    found = _Found(isa)
+    found: dict[str, Job] = {}
     split = tvm.transform.Sequential([SplitBoundary(), HoistSlices()])(integer)
     folded = tvm.transform.Sequential([PackWeights(isa, Schedules(isa)), FoldLayout(isa)])(split)
-    linears, others = split["main_codes"], folded["main_codes"]
-    intervals = code_intervals(linears)
-    for call in _calls(linears):
-        alone = _alone(call, intervals) if call.op.name.removeprefix("vitq.") in LINEAR else None
-        if alone is not None:
-            lookup = Schedules(isa)
-            lo, hi, _ = alone[1][0]
-            plan_of(call, isa, (lo, hi), lookup)
-            found.add(next(iter(lookup.misses.values()), None), *alone)
-    intervals = code_intervals(others)
-    for call in _calls(others):
-        alone = None if ".packed_" in call.op.name else _alone(call, intervals)
-        if alone is not None and call.op.name in REFERENCE:
-            func, _ = _prim_func(alone[0])
-            found.add(None if func is None else task_of(func), *alone)
-    return sorted(found.jobs.values(), key=lambda job: -job.guess)
+    for main, linear in ((split["main_codes"], True), (folded["main_codes"], False)):
+        intervals = code_intervals(main)
+        for call in _calls(main):
+            name = call.op.name.removeprefix("vitq.")
+            if (name in LINEAR) is not linear or call.op.name not in REFERENCE:
+                continue
+            job = _alone(call, intervals, isa)
+            if job is not None:
+                known = found.setdefault(job.task.key, job)
+                known.calls += known is not job
+    return sorted(found.values(), key=lambda job: -job.guess)
 
 
 def _prim_func(mod: tvm.IRModule) -> tuple[tirx.PrimFunc | None, list[Any]]:

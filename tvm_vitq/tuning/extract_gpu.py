@@ -72,14 +72,15 @@ def extract_gpu(integer: tvm.IRModule, isa: ISA) -> list[Job]:
     for mod, variables in kernel_slices(kernels, "main_codes"):
         intervals = [known.get(var.name) for var in variables]
         lookup = Schedules(isa)
-        _scheduled(mod, lookup)
+        launches = _launches(_scheduled(mod, lookup))
         task = next(iter(lookup.misses.values()), None)
-        if task is None or not all(isinstance(interval, Interval) for interval in intervals):
+        known_ones = [interval for interval in intervals if isinstance(interval, Interval)]
+        if task is None or len(launches) != 1 or len(known_ones) != len(intervals):
             continue
         if task.key in jobs:
             jobs[task.key].calls += 1
             continue
-        ends = [(one.lo, one.hi, one.row_sum) for one in intervals if one is not None]
+        ends = [(one.lo, one.hi, one.row_sum) for one in known_ones]
         jobs[task.key] = GpuJob(task, mod, ends)
     return sorted(jobs.values(), key=lambda job: -job.guess)
 
@@ -87,6 +88,11 @@ def extract_gpu(integer: tvm.IRModule, isa: ISA) -> list[Job]:
 def _scheduled(mod: tvm.IRModule, schedules: Schedules) -> tvm.IRModule:
     passes = [GroupKernels(schedules), ApplySchedules(schedules.isa, schedules)]
     return tvm.transform.Sequential(passes)(mod)
+
+
+def _launches(mod: tvm.IRModule) -> list[relax.Call]:
+    return [binding.value for block in mod["main"].body.blocks for binding in block.bindings
+            if isinstance(binding.value, relax.Call) and binding.value.op.name == "relax.call_tir"]
 
 
 def gpu_kernel_of(job: Job, point: Point, isa: ISA) -> tuple[tirx.PrimFunc, list[Any]]:
@@ -98,9 +104,7 @@ def gpu_kernel_of(job: Job, point: Point, isa: ISA) -> tuple[tirx.PrimFunc, list
         If the task takes more than one kernel, or an activation twice.
     """
     mod = _scheduled(job.mod, Schedules.fixed(isa, job.task, point))
-    main = mod["main"]
-    calls = [binding.value for block in main.body.blocks for binding in block.bindings
-             if isinstance(binding.value, relax.Call) and binding.value.op.name == "relax.call_tir"]
+    main, calls = mod["main"], _launches(mod)
     if len(calls) != 1:
         raise ValueError(f"{job.task} takes {len(calls)} kernels")
     arguments = list(calls[0].args[1].fields)

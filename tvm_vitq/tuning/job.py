@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from tvm_vitq.remote.session import Session
 
-__all__ = ["TuneJob", "describe"]
+__all__ = ["TuneJob", "describe", "processor"]
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the name of this machine's processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -83,7 +83,10 @@ class TuneJob:
             If the target has nothing to tune or is not this machine's, or the folder cannot be
             written.
         """
+        import tvm
+
         from relay_passes.pipeline import lower
+        from schedules.cuda.nvcc import find_nvcc
         from tvm_vitq.artifact.metadata import describe_target
         from tvm_vitq.compiler import foreign, resolve
 
@@ -103,6 +106,11 @@ class TuneJob:
         if self.open_session is None and elsewhere:
             mend = "tune on the machine that it is in" if isa.gpu else "use --rpc or --tracker"
             raise VitqError(f"cannot tune for {name} here: {elsewhere}; {mend}")
+        if isa.gpu:
+            try:
+                find_nvcc()
+            except ValueError as why:
+                raise VitqError(str(why)) from why
         try:
             self.records.mkdir(parents=True, exist_ok=True)
         except OSError as why:
@@ -111,7 +119,9 @@ class TuneJob:
         if not os.access(file.path if file.path.exists() else self.records, os.W_OK):
             raise VitqError(f"cannot write {file.path}: Permission denied")
         builders = Builders(name, min(len(os.sched_getaffinity(0)), 8), self.build_timeout)
-        host = _processor() if self.open_session is None else "board"
+        host = processor() if self.open_session is None else "board"
+        if isa.gpu:
+            host = str(tvm.cuda(0).device_name)
         return Tuning(extract(lower(self.mod), isa), isa, file, builders, self.limits,
                       self.threads, host, report, self.transfer)
 
@@ -130,7 +140,7 @@ class TuneJob:
         finally:
             tuning.builder.close()
         if tuning.starved:
-            raise VitqError(f"nothing was measured: {tuning.notes[-1]}")
+            raise VitqError(f"nothing was measured: {tuning.failures[-1]}")
 
     def _runners(self, tuning: Tuning) -> list[Callable[[], Runner]]:
         if self.open_session is None:

@@ -1,4 +1,4 @@
-"""What times kernels: the protocol, its faults, and the local CPU."""
+"""What times kernels: the protocol, its faults, and this machine."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Runner(Protocol):
 
 
 class LocalRunner:
-    """The CPU of this machine.
+    """The processor or the GPU of this machine.
 
     Parameters
     ----------

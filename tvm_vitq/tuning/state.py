@@ -11,6 +11,7 @@ from schedules.space import Space, space_of
 from schedules.task import Point
 
 from .extract import Job
+from .runner import Runner
 from .search import Search, name_of
 
 __all__ = ["TaskState"]
@@ -25,8 +26,8 @@ class TaskState:
 
     Parameters
     ----------
-    job
-        The task.
+    job, isa
+        The task, and what it is tuned for.
     space
         Its space.
     search
@@ -45,8 +46,8 @@ class TaskState:
         Points measured, and why some were not kept.
     barren
         Batches since the incumbent changed.
-    fresh
-        Whether the incumbent was found in this run.
+    audited
+        Whether the incumbent was compared with the default in other processes, too.
     broken
         Whether not even the default's kernel can be built.
     busy
@@ -56,6 +57,7 @@ class TaskState:
     """
 
     job: Job
+    isa: ISA
     space: Space
     search: Search
     point: Point
@@ -66,7 +68,7 @@ class TaskState:
     trials: int = 0
     rejected: list[str] = field(default_factory=list)
     barren: int = 0
-    fresh: bool = False
+    audited: bool = False
     broken: bool = False
     busy: bool = False
     curve: list[tuple[float, int, float]] = field(default_factory=list)
@@ -78,7 +80,7 @@ class TaskState:
         """Start where the records stopped."""
         space = space_of(job.task, isa)
         assert space is not None
-        state = TaskState(job, space, Search(space, seeds), space.default)
+        state = TaskState(job, isa, space, Search(space, seeds), space.default)
         best: Record | None = None
         for record in records:
             if record.threads != threads or record.of != job.task or record.point not in space:
@@ -91,8 +93,23 @@ class TaskState:
                 state.trials += 1
         if best is not None:
             state.point, state.ratio, state.settled = best.point, best.ratio, True
-            state.seconds, state.share = best.seconds, best.share
+            state.seconds, state.share, state.audited = best.seconds, best.share, best.audited
         return state
+
+    def share_at(
+        self, runner: Runner, point: Point, seconds: float, threads: int
+    ) -> float | None:
+        """Return the share of the peak that a time means; None if it is no matmul, or unknown."""
+        task = self.job.task
+        if not self.job.macs:
+            return None
+        dot = str(point.get("dot") or "")
+        if not dot:
+            left, _, right = task.fields["dtypes"].partition("→")[0].partition("*")
+            dot = self.isa.dot(left, right.partition("+")[0])
+        chain = int(point.get("chain") or task.fields.get("chain", 0))
+        peak = runner.peak(dot, max(1, chain) if dot == self.isa.proved8 else 1)
+        return self.job.macs / seconds / 1e9 / peak / threads if peak else None
 
     @property
     def done(self) -> bool:

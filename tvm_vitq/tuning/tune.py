@@ -82,6 +82,7 @@ class Tuning:
     states: list[TaskState] = field(default_factory=list, init=False)
     trials: int = field(default=0, init=False)
     notes: list[str] = field(default_factory=list, init=False)
+    failures: list[str] = field(default_factory=list, init=False)
     left_out: Callable[[], list[str]] = field(default=list, init=False)
 
     def __post_init__(self) -> None:
@@ -139,8 +140,8 @@ class Tuning:
 
     @property
     def _winners(self) -> list[TaskState]:
-        """Tasks whose best was found in this run."""
-        return [s for s in self.states if s.fresh and s.point != s.space.default]
+        """Tasks whose best has not met the default in other processes yet."""
+        return [s for s in self.states if not s.audited and s.point != s.space.default]
 
     @property
     def over(self) -> bool:
@@ -149,9 +150,8 @@ class Tuning:
 
     @property
     def starved(self) -> bool:
-        """Whether no trial could be made although there was one to make."""
-        return not (self.trials or self._stop.is_set()) and bool(self.notes) and not all(
-            state.done for state in self.states)  # fmt: skip
+        """Whether runners or builds failed, and no trial was made."""
+        return not (self.trials or self._stop.is_set()) and bool(self.failures)
 
     @property
     def gain(self) -> float:
@@ -190,8 +190,10 @@ class Tuning:
         if self._fault is not None:
             raise self._fault
         if self._winners:
-            audit(self._winners, self.builder, runners[0], self._give_up, self._note)
-        self.report()
+            left = self.limits.seconds
+            end = None if left is None else self._start + left
+            audit(self._winners, self.builder, runners[0], self._judge, self._note, end)
+            self.report()
 
     # One runner's thread
 
@@ -208,16 +210,17 @@ class Tuning:
                     faults = 0
                 except RunnerFault as why:
                     faults += 1
-                    self._note(f"{runner.where if runner else 'runner'}: {why}")
+                    self._failed(f"{runner.where if runner else 'runner'}: {why}")
                     if runner is not None:
                         runner.close()
                     runner = None
                     if faults >= 3:
                         return
                 finally:
-                    self._give_back(state, points)
-                    shutil.rmtree(folder, ignore_errors=True)
+                    # Before another runner may take the task: the job would name this folder.
                     state.job._folder = None
+                    shutil.rmtree(folder, ignore_errors=True)
+                    self._give_back(state, points)
         except BaseException as why:
             self._fault = why
             self.stop()
@@ -225,15 +228,25 @@ class Tuning:
             if runner is not None:
                 runner.close()
 
-    def _give_up(self, state: TaskState) -> None:
-        """Go back to the default, and record that it is the best."""
-        state.point, state.ratio = state.space.default, 1.0
+    def _judge(self, state: TaskState, holds: bool) -> None:
+        """Record that a winner is the best, or that the default is."""
         assert state.seconds is not None
-        self._append("best", state, state.point, state.seconds, 1.0, state.share)
+        if not holds:
+            self._note(f"{state.job.task}: what won is no faster in another process")
+            state.seconds /= state.ratio
+            state.share = None if state.share is None else state.share * state.ratio
+            state.point, state.ratio = state.space.default, 1.0
+            state.curve.append((self.elapsed, state.trials, 1.0))
+        state.audited = True
+        self._append("best", state, state.point, state.seconds, state.ratio, state.share)
 
     def _note(self, text: str) -> None:
         with self._lock:
             self.notes.append(text)
+
+    def _failed(self, text: str) -> None:
+        self.failures.append(text)
+        self._note(text)
 
     def _take(self) -> tuple[TaskState, list[Point]] | None:
         """Wait for a task that no other runner has; None at the end."""
@@ -272,7 +285,7 @@ class Tuning:
         base = kernels[name_of(default)]
         if isinstance(base, str):
             state.broken = True
-            self._note(f"{job.task}: the default schedule does not build: {base}")
+            self._failed(f"{job.task}: the default schedule does not build: {base}")
             return
         self._measure_incumbent(state, runner, kernels)
         found: list[tuple[float, Point, Path]] = []
@@ -314,12 +327,15 @@ class Tuning:
                 raise RunnerFault(f"the default schedule fails: {why}") from None
             state.rejected.append(str(why))
             state.point, state.settled = state.space.default, False
-            comparison = runner.compare(state.job, base, base, ROUNDS)
+            try:
+                comparison = runner.compare(state.job, base, base, ROUNDS)
+            except KernelFault as again:
+                raise RunnerFault(f"the default schedule fails: {again}") from None
         if held != base and comparison.ratio - 3 * comparison.noise > 1.0:
             state.point, state.settled = state.space.default, False
         state.ratio = comparison.ratio if state.point != state.space.default else 1.0
         state.seconds = comparison.seconds
-        state.share = self._share(state, runner, state.point, state.seconds)
+        state.share = state.share_at(runner, state.point, state.seconds, self.threads)
 
     def _trial(
         self, state: TaskState, runner: Runner, base: Path, point: Point, kernel: Path | str
@@ -336,7 +352,7 @@ class Tuning:
             self.trials += 1
             state.trials += 1
             if comparison is not None:
-                share = self._share(state, runner, point, comparison.seconds)
+                share = state.share_at(runner, point, comparison.seconds, self.threads)
                 self._append("trial", state, point, comparison.seconds, comparison.ratio, share)
                 state.search.tell(point, comparison.ratio)
             state.curve.append((self.elapsed, state.trials, state.ratio))
@@ -361,10 +377,10 @@ class Tuning:
             if wins(again):
                 state.ratio *= again.ratio
                 state.point, state.seconds = point, again.seconds
-                state.share = self._share(state, runner, point, again.seconds)
+                state.share = state.share_at(runner, point, again.seconds, self.threads)
         with self._lock:
             gained = state.point != before
-            state.fresh = state.fresh or gained
+            state.audited = state.audited and not gained
             state.barren = 0 if gained else state.barren + 1
             if gained or not state.settled:
                 assert state.seconds is not None
@@ -372,20 +388,6 @@ class Tuning:
             state.settled = True
             state.curve.append((self.elapsed, state.trials, state.ratio))
         self.report()
-
-    def _share(
-        self, state: TaskState, runner: Runner, point: Point, seconds: float
-    ) -> float | None:
-        task = state.job.task
-        if not state.job.macs:
-            return None
-        dot = str(point.get("dot") or "")
-        if not dot:
-            left, _, right = task.fields["dtypes"].partition("→")[0].partition("*")
-            dot = self.isa.dot(left, right.partition("+")[0])
-        chain = int(point.get("chain") or task.fields.get("chain", 0))
-        peak = runner.peak(dot, max(1, chain) if dot == self.isa.proved8 else 1)
-        return state.job.macs / seconds / 1e9 / peak / self.threads if peak else None
 
     def _append(
         self, what: str, state: TaskState, point: Point, seconds: float, ratio: float,
@@ -396,4 +398,4 @@ class Tuning:
         self.records.append(Record(
             what, self.isa.name, task.kind, task.fields, point, float(f"{seconds:.4g}"),
             round(ratio, 4), None if share is None else round(share, 4), self.threads, self.host,
-            now))
+            now, audited=what == "best" and state.audited))

@@ -42,10 +42,12 @@ def build(folder: Path, point: dict[str, Any], out: Path, target: Any) -> None:
 
     from schedules.cuda.compile import cuda_build
     from schedules.isa import architecture_of, isa_for
+    from schedules.space import space_of
     from tvm_vitq.artifact.toolchain import compiler
     from tvm_vitq.tuning.extract import Job, kernel_of
 
-    func, arguments = kernel_of(Job.load(folder), point, isa_for(target))
+    job, isa = Job.load(folder), isa_for(target)
+    func, arguments = kernel_of(job, point, isa)
     out.mkdir(parents=True, exist_ok=True)
     constants = {str(i): value for i, value in enumerate(arguments) if value is not None}
     np.savez(out / "constants.npz", **constants)
@@ -57,7 +59,9 @@ def build(folder: Path, point: dict[str, Any], out: Path, target: Any) -> None:
     with target, cuda_build(target) as made:
         library = tvm.compile(tvm.IRModule({"main": func}), target=target)
         library.export_library(path, cc=linker, fpack_imports=made.pack)
-    if any(used.spills for used in made.resources.values()):
+    # The default is what compile takes, whatever it spills.
+    other = point != space_of(job.task, isa).default  # type: ignore[union-attr]
+    if other and any(used.spills for used in made.resources.values()):
         raise ValueError("ptxas spills registers to local memory")
 
 
@@ -179,7 +183,12 @@ def _serve(mode: str, spec: dict[str, Any], say: Callable[[Any], None]) -> None:
                 say({"value": _compare(base, other, request["rounds"], spec["threads"])})
         except Exception as why:  # of one candidate
             lines = [text.strip() for text in str(why).splitlines() if text.strip()]
-            say({"error": f"{type(why).__name__}: {(lines or ['no message'])[-1][:200]}"})
+            # What a kernel does to a GPU's context stays: the next one needs another process.
+            ends = mode == "run" and target.kind.name == "cuda"
+            say({"error": f"{type(why).__name__}: {(lines or ['no message'])[-1][:200]}",
+                 "ends": ends})  # fmt: skip
+            if ends:
+                return
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -46,12 +46,14 @@ def alone(bundle: Path) -> Iterator[None]:
         raise KeyboardInterrupt
 
     handle = os.open(bundle, os.O_RDONLY)
-    before = signal.signal(signal.SIGTERM, stop)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError:
+        os.close(handle)
         raise ValueError(f"another run with {bundle} is under way: wait for it or end it") from None
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
         os.close(handle)

@@ -77,7 +77,7 @@ def main(module: Path, records: Path) -> dict[str, Any]:
 
         def compare(self, job: Any, base: Path, other: Path, rounds: int) -> Comparison:
             loaded = [self.load(job, base), self.load(job, other)]
-            pairs = np.array(worker._compare(*loaded, 4, 1, least=0.0)["pairs"])
+            pairs = np.array(worker._compare(*loaded, 4, 1, least=2e-5)["pairs"])
             return Comparison(pairs[:, 0], pairs[:, 1])
 
         def peak(self, dot: str, chain: int) -> float | None:
