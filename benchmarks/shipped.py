@@ -56,10 +56,12 @@ def _changed(job: Job, isa: ISA, shape: Any, constant: Any) -> Job | None:
     return job_of(relax.Call(call.op, args, call.attrs), params, job.intervals, isa, job.calls)
 
 
-def _uniform(old: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return weight codes of the full range."""
-    rng = np.random.default_rng(old.size)
-    return rng.integers(-127, 127, shape, dtype=np.int8, endpoint=True)
+def _uniform(job: Job, depth: int, columns: int) -> np.ndarray:
+    """Return weight codes of the full range, or of one for which the sums fit 32 bits."""
+    lo, hi, _ = job.intervals[0]
+    most = min(127, (2**31 - 1) // (depth * max(-lo, hi)))
+    rng = np.random.default_rng(depth * columns)
+    return rng.integers(-most, most, (depth, columns), dtype=np.int8, endpoint=True)
 
 
 def _weights(value: np.ndarray) -> bool:
@@ -71,7 +73,7 @@ def full_range(job: Job, isa: ISA) -> Job | None:
     if job.task.kind != "linear":
         return None
     return _changed(job, isa, lambda shape: shape, lambda value: (
-        _uniform(value, value.shape) if _weights(value) else value))
+        _uniform(job, *value.shape) if _weights(value) else value))
 
 
 def widened(job: Job, isa: ISA, factor: int) -> Job | None:
@@ -92,8 +94,8 @@ def widened(job: Job, isa: ISA, factor: int) -> Job | None:
     def constant(value: np.ndarray) -> np.ndarray:
         if _weights(value):
             depth, columns = value.shape
-            return _uniform(value, (depth if patches else depth * factor,
-                                    columns if columns == 1000 else columns * factor))
+            return _uniform(job, depth if patches else depth * factor,
+                            columns if columns == 1000 else columns * factor)
         if value.ndim and value.shape[-1] % WIDTH == 0 and job.task.kind != "matmul":
             return np.concatenate([value] * factor, axis=-1)
         return value
