@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,3 +151,17 @@ def test_kill_9_and_resume(tiny: Path, tmp_path: Path) -> None:
     fresh = len(trials) - sum(r.what == "trial" for r in before)
     assert fresh == document["trials"] - sum(task["rejected"] for task in document["tasks"])
     assert document["trials"] == 6 and not document["stopped"]
+
+
+def test_a_busy_machine_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runner, slept = LocalRunner("native"), []
+    replies = [{"pairs": []}, {"pairs": [[1.0, 2.0]]}, {"pairs": [[1.0, 2.0]] * 3}]
+    monkeypatch.setattr(runner, "_load", lambda *_: None)
+    monkeypatch.setattr(runner, "_child", SimpleNamespace(alive=False,
+                                                          ask=lambda *_, **__: replies.pop(0)))
+    monkeypatch.setattr("time.sleep", slept.append)
+    found = runner.compare(None, tmp_path / "a", tmp_path / "b", 10)  # type: ignore[arg-type]
+    assert found.ratio == 2.0 and len(found.base) == 4 and len(slept) == 2
+    replies += [{"pairs": []}] * 4
+    with pytest.raises(RunnerFault, match="too busy"):
+        runner.compare(None, tmp_path / "a", tmp_path / "b", 10)  # type: ignore[arg-type]
