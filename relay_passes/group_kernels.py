@@ -40,7 +40,7 @@ from schedules.apply import SCHEDULED, blocks_of, gemm_spec
 from schedules.operands import linear_shape
 from schedules.records import Schedules
 
-__all__ = ["GroupKernels", "Groups"]
+__all__ = ["GroupKernels", "Groups", "substitute"]
 
 _CALL_TIR, _RESHAPE = tvm.ir.Op.get("relax.call_tir"), tvm.ir.Op.get("relax.reshape")
 
@@ -303,11 +303,11 @@ class _Rewrite:
                         self._emit(bb, found, *calls[place], values)
                     if place in inside:
                         continue
-                    value = _substitute(binding.value, values)
+                    value = substitute(binding.value, values)
                     if not isinstance(value, relax.Var):
                         value = bb.emit(value, binding.var.name)
                     values[binding.var] = value
-                out = bb.emit_output(_substitute(func.body.body, values))
+                out = bb.emit_output(substitute(func.body.body, values))
             bb.emit_func_output(out)
         return bb.get()[name]
 
@@ -315,7 +315,7 @@ class _Rewrite:
     def _emit(bb: relax.BlockBuilder, found: Groups, group: _Group, gvar: tvm.ir.GlobalVar,
               values: dict[relax.Var, relax.Expr]) -> None:
         results = [result.var for result in group.results]
-        arguments = [_substitute(arg, values) for arg in found.arguments(group)]
+        arguments = [substitute(arg, values) for arg in found.arguments(group)]
         types = [var.ty for var in results]
         call = relax.call_tir(gvar, arguments, types if len(types) > 1 else types[0])
         if len(results) == 1:
@@ -326,15 +326,16 @@ class _Rewrite:
             values[var] = bb.emit(relax.TupleGetItem(whole, i), var.name)
 
 
-def _substitute(expr: relax.Expr, table: dict[relax.Var, relax.Expr]) -> relax.Expr:
+def substitute(expr: relax.Expr, table: dict[relax.Var, relax.Expr]) -> relax.Expr:
+    """Return an expression with variables replaced by what a table has for them."""
     if isinstance(expr, relax.Var):
         return table.get(expr, expr)
     if isinstance(expr, relax.Tuple):
-        return relax.Tuple([_substitute(part, table) for part in expr.fields])
+        return relax.Tuple([substitute(part, table) for part in expr.fields])
     if isinstance(expr, relax.TupleGetItem):
-        return relax.TupleGetItem(_substitute(expr.tuple_value, table), expr.index)
+        return relax.TupleGetItem(substitute(expr.tuple_value, table), expr.index)
     if isinstance(expr, relax.Call):
-        args = [_substitute(arg, table) for arg in expr.args]
+        args = [substitute(arg, table) for arg in expr.args]
         return relax.Call(expr.op, args, expr.attrs, expr.ty_args)
     return expr
 

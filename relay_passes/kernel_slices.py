@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import tvm
 from tvm import relax
 
-from .group_kernels import Groups
+from .group_kernels import Groups, substitute
 
 __all__ = ["kernel_slices"]
 
@@ -64,7 +64,7 @@ def _slice(
                 call = binding.value
                 if call.op.name == "relax.call_tir":
                     functions[call.args[0]] = mod[call.args[0]]
-                values[binding.var] = bb.emit(_replaced(call, values), binding.var.name)
+                values[binding.var] = bb.emit(substitute(call, values), binding.var.name)
             made = [values[var] for var in results]
             out = bb.emit_output(relax.Tuple(made) if len(made) > 1 else made[0])
         bb.emit_func_output(out)
@@ -82,14 +82,3 @@ def _variables(expr: relax.Expr) -> Iterator[relax.Var]:
     elif isinstance(expr, relax.Tuple):
         for part in expr.fields:
             yield from _variables(part)
-
-
-def _replaced(expr: relax.Expr, values: Mapping[relax.Var, relax.Expr]) -> relax.Expr:
-    if isinstance(expr, relax.Var):
-        return values[expr]
-    if isinstance(expr, relax.Tuple):
-        return relax.Tuple([_replaced(part, values) for part in expr.fields])
-    if isinstance(expr, relax.Call):
-        args = [_replaced(arg, values) for arg in expr.args]
-        return relax.Call(expr.op, args, expr.attrs, expr.ty_args)
-    return expr
