@@ -7,6 +7,7 @@ in others, and goes if it is slower in any of them.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -48,7 +49,7 @@ def contest(job: Job, runner: Runner, held: Path, kernel: Path) -> Comparison:
 
 def audit(
     states: Sequence[TaskState], builder: Builder, open_runner: Callable[[], Runner],
-    judge: Callable[[TaskState, bool], None], note: Callable[[str], None],
+    judge: Callable[[TaskState, float], None], note: Callable[[str], None],
     end: float | None = None,
 ) -> None:  # fmt: skip
     """Compare each state's point with the default in processes that have not seen either.
@@ -62,8 +63,8 @@ def audit(
     open_runner
         Opens a runner that has not run anything.
     judge
-        Called with each state that was compared, and whether its point is not slower than the
-        default.
+        Called with each state that was compared, and the largest of the ratios of its point's time
+        to the default's; infinite if it failed.
     note
         Called with what goes wrong; the rest is then left as it is.
     end
@@ -72,6 +73,7 @@ def audit(
     left = list(states)
     with tempfile.TemporaryDirectory(prefix="tvm-vitq-tune-") as name:
         kernels: dict[int, tuple[Path, Path]] = {}
+        ratios: dict[int, float] = {}
         try:
             for number in range(_PROCESSES):
                 runner = open_runner()
@@ -85,10 +87,10 @@ def audit(
                             return
                         if i not in kernels:
                             kernels[i] = _built(state, builder, Path(name) / str(i))
-                        holds = _holds(state, runner, *kernels[i])
-                        if number == _PROCESSES - 1 or not holds:
+                        ratios[i] = max(ratios.get(i, 0.0), _ratio(state, runner, *kernels[i]))
+                        if number == _PROCESSES - 1 or ratios[i] > 1.0:
                             left = [other for other in left if other is not state]
-                            judge(state, holds)
+                            judge(state, ratios[i])
                 finally:
                     runner.close()
         except RunnerFault as why:
@@ -106,10 +108,10 @@ def _built(state: TaskState, builder: Builder, folder: Path) -> tuple[Path, Path
     return base, best
 
 
-def _holds(state: TaskState, runner: Runner, base: Path, best: Path) -> bool:
-    """Whether the best is not slower than the default."""
+def _ratio(state: TaskState, runner: Runner, base: Path, best: Path) -> float:
+    """Return the best's time over the default's."""
     try:
-        return runner.compare(state.job, base, best, _MORE_ROUNDS).ratio <= 1.0
+        return runner.compare(state.job, base, best, _MORE_ROUNDS).ratio
     except KernelFault as why:
         state.rejected.append(str(why))
-        return False
+        return math.inf

@@ -228,15 +228,16 @@ class Tuning:
             if runner is not None:
                 runner.close()
 
-    def _judge(self, state: TaskState, holds: bool) -> None:
+    def _judge(self, state: TaskState, ratio: float) -> None:
         """Record that a winner is the best, or that the default is."""
         assert state.seconds is not None
-        if not holds:
+        if ratio > 1.0:
             self._note(f"{state.job.task}: what won is no faster in another process")
             state.seconds /= state.ratio
             state.share = None if state.share is None else state.share * state.ratio
-            state.point, state.ratio = state.space.default, 1.0
-            state.curve.append((self.elapsed, state.trials, 1.0))
+            state.point, ratio = state.space.default, 1.0
+        state.ratio = ratio
+        state.curve.append((self.elapsed, state.trials, ratio))
         state.audited = True
         self._append("best", state, state.point, state.seconds, state.ratio, state.share)
 
