@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -101,6 +102,18 @@ class Record:
         """Return the line."""
         return json.dumps({**asdict(self), "key": self.of.key}, ensure_ascii=False, sort_keys=True)
 
+    def _sound(self) -> bool:
+        """Whether the values are of the sorts that they should be."""
+        times = (self.seconds, self.ratio, 1.0 if self.share is None else self.share)
+        return (
+            all(isinstance(t, (int, float)) and math.isfinite(t) and t >= 0 for t in times)
+            and self.seconds > 0 and self.ratio > 0
+            and isinstance(self.point, dict) and isinstance(self.task, dict)
+            and {"op", "shape", "dtypes"} <= set(self.task)
+            and type(self.threads) is int and self.threads > 0
+            and all(isinstance(text, str) for text in (self.isa, self.kind, self.host, self.when))
+        )  # fmt: skip
+
     @staticmethod
     def from_json(line: str, isa: str | None = None) -> Record:
         """Read a line.
@@ -124,6 +137,8 @@ class Record:
             key, made = record.key, dict(record.versions)
         except (ValueError, TypeError, KeyError, AttributeError) as why:
             raise BadRecord("is damaged") from why
+        if not record._sound():
+            raise BadRecord("is damaged")
         current = versions()
         for name, text in (("tvm", "TVM"), ("kernels", "kernels")):
             if made.get(name) != current[name]:
@@ -274,7 +289,11 @@ class Schedules:
         record, space = self._best.get(task.key), space_of(task, self.isa)
         if space is None:
             return None
-        if record is None or record.point not in space:
+        if record is not None and record.point not in space:
+            why = f"{task}: a record whose schedule its kernel does not have"
+            self.refused += [why] if why not in self.refused else []
+            record = None
+        if record is None:
             self.misses[task.key] = task
             return None
         self.hits[task.key] = task

@@ -275,8 +275,7 @@ def compile_module(
                 gpu = compile_gpu(kernels, tvm_target)
                 metadata["kernels"] = describe_gpu_kernels(kernels, gpu.build.resources,
                                                            plans.plans)
-                metadata["gpu"] = {"launches": launches.counts, "float_boundary": gpu.boundary,
-                                   "sha256": gpu.sha256}  # fmt: skip
+                metadata["gpu"] = {"launches": launches.counts, "float_boundary": gpu.boundary}
             else:
                 metadata["kernels"] = describe_kernels(kernels, plans.plans)
             if dump_ir is not None:

@@ -166,6 +166,8 @@ class CompileJob:
             find_emulator(self.verify_with, target.kind.name == "cuda")
             check_architecture(self.verify_with, architecture_of(target),
                                f"code for {self.target}", "--verify-with")  # fmt: skip
+        if target.kind.name == "cuda" and (self.threads or 1) > 1:
+            raise VitqError("--threads is for processors, and the target is a GPU")
         labels = read_names(self.labels) if self.labels is not None else None
         if self.threads is not None:
             from tvm_vitq.artifact.threads import set_threads

@@ -67,6 +67,12 @@ def _files(places: Iterable[Path]) -> list[Path]:
     return found
 
 
+def _is_json(path: Path) -> bool:
+    """Whether a file begins like one of records, whatever these are."""
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
+
+
 def _reasons(file: RecordFile) -> list[str]:
     counted = Counter(why for _, why in file.refused)
     plural = {"is": "are", "was": "were"}
@@ -96,7 +102,7 @@ def merge(sources: Sequence[str | Path], into: str | Path) -> dict[str, Any]:
     VitqError
         If a source is missing, or ``into`` cannot be written.
     """
-    into = Path(into)
+    into, given = Path(into), _files(map(Path, sources))
     try:
         into.mkdir(parents=True, exist_ok=True)
     except OSError as why:
@@ -104,9 +110,12 @@ def merge(sources: Sequence[str | Path], into: str | Path) -> dict[str, Any]:
     held: dict[str, dict[str, Record]] = {}
     refused: list[str] = []
     own, before = sorted(into.glob("*.jsonl")), 0
-    for path in [*own, *_files(map(Path, sources))]:
+    for path in [*own, *given]:
         file = RecordFile(path)
-        for record in file.read():
+        records = file.read()
+        if path not in own and file.refused and not records and not _is_json(path):
+            raise VitqError(f"{path} is no file of records")
+        for record in records:
             held.setdefault(record.isa, {}).setdefault(record.to_json(), record)
         refused += _reasons(file)
         if path in own:

@@ -7,6 +7,7 @@ results and the bars. What the runner does is in ``benchmarks/gpu/README.md``.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if options.verb == "table":
             files = options.files or sorted(RESULTS.glob("*.json"))
@@ -52,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (VitqError, OSError, ValueError) as why:
         print(f"error: {why}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: nothing was written", file=sys.stderr)
+        return 130
 
 
 def _bundle(options: argparse.Namespace) -> int:

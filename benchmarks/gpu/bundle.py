@@ -10,12 +10,11 @@ import datetime
 import json
 import lzma
 import multiprocessing
+import os
 import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from .networks import Network, Quantized, prepare
 from .rebatch import rebatch
 from .runner.inputs import derive
 from .runner.models import blocks_of
+from .runner.session import bound
 
 __all__ = ["LIMIT", "add_network", "archive", "finish", "make"]
 
@@ -97,6 +97,7 @@ def make(
                 module = (kept or Path(folder)) / f"{name}.vitq"
                 module.parent.mkdir(parents=True, exist_ok=True)
                 quantized = apart(prepare, network, samples, module)
+                say(f"{name}: {quantized.weights} weights")
                 models[name] = add_network(draft, name, network, quantized, module, batches, arch,
                                            inputs, verify_with, say)  # fmt: skip
         finish(draft, models, arch)
@@ -142,11 +143,29 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     VitqError
         If the process dies; besides, what the function raises.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(function, *arguments).result()
-        except BrokenProcessPool:
-            raise VitqError("a process that compiled has died; is there enough memory?") from None
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_apart, args=(there, os.getpid(), function, arguments))
+    process.start()
+    there.close()
+    try:
+        made, value = here.recv()
+    except EOFError:
+        raise VitqError("a process that compiled has died; is there enough memory?") from None
+    finally:
+        process.kill()
+        process.join()
+    if not made:
+        raise value
+    return value
+
+
+def _apart(pipe: Any, parent: int, function: Callable[..., Any], arguments: Any) -> None:
+    bound(parent)
+    try:
+        pipe.send((True, function(*arguments)))
+    except Exception as why:
+        pipe.send((False, why if isinstance(why, VitqError) else VitqError(str(why))))
 
 
 def compile_batch(

@@ -152,6 +152,19 @@ def test_a_wrong_logit_is_found(folder: Path) -> None:
         np.savez_compressed(checks, logits=right)
 
 
+def test_damaged_checks(folder: Path) -> None:
+    checks = folder / "checks" / "mini.npz"
+    right = checks.read_bytes()
+    try:
+        for wrong in (right[:100], right[:70] + bytes([right[70] ^ 1]) + right[71:]):
+            checks.write_bytes(wrong)
+            done = run(folder, "check")
+            assert done.returncode == 2 and done.stderr.count("\n") == 1
+            assert "checks/mini.npz is damaged: unpack or make it again" in done.stderr
+    finally:
+        checks.write_bytes(right)
+
+
 def test_command_line(folder: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "r.json")
     done = run(folder, "--stages", "check", "--out", out)

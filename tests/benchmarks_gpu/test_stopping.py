@@ -94,3 +94,29 @@ def test_one_at_a_time(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_unknown_batches(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--bundle", str(bundle), "--batches", "3", "8"]) == 2
     assert capsys.readouterr().err == "error: no artefact for batch 3 in this bundle\n"
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["check", "--inputs", "0"], "--inputs 0: it must be at least 1"),
+    (["check", "--inputs", "-1"], "--inputs -1: it must be at least 1"),
+    (["check", "--replays", "0"], "--replays 0: it must be at least 1"),
+    (["--budget", "0"], "--budget 0: give the seconds that may be taken"),
+    (["check", "extra"], "check takes no extra; files are for table"),
+    (["table", "nothing.json"], "there is no nothing.json"),
+    (["--bundle", "nowhere"], "there is no nowhere/bundle.json"),
+])  # fmt: skip
+def test_wrong_input_is_one_line(
+    bundle: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [] if "--bundle" in options else ["--bundle", str(bundle)]
+    assert command.main([*options, *where]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_damaged_files_are_named(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("bundle.json", "r.json"):
+        (bundle / name).write_text("{")
+    for words in (["check"], ["table", str(bundle / "r.json")]):
+        assert command.main([*words, "--bundle", str(bundle)]) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and "is damaged: unpack or make it again" in line

@@ -65,6 +65,11 @@ def test_compile_uses_records_and_says_so(tiny: Path, tmp_path: Path) -> None:
     file.append(replace(made[0], versions={"tvm": "0.1", "kernels": 1}))
     old = json.loads(_run(*words, tmp_path / "o.so", "--records", tmp_path / "old")[1])
     assert "which was made with TVM 0.1" in old["schedules"]["refused"][0]
+    file = RecordFile.of(tmp_path / "other", ISA)
+    file.path.parent.mkdir()
+    file.append(replace(made[0], point={"rows": 99}))
+    other = json.loads(_run(*words, tmp_path / "o.so", "--records", tmp_path / "other")[1])
+    assert "a record whose schedule its kernel does not have" in other["schedules"]["refused"][0]
     status, _, err = _run(*words, tmp_path / "x.so", "--records", tmp_path / "nowhere")
     assert status == 2 and "there are no records at" in err and not (tmp_path / "x.so").exists()
     (tmp_path / "empty").mkdir()
@@ -103,6 +108,9 @@ def test_merge_list_and_prune(tiny: Path, tmp_path: Path) -> None:
     for record in made[:2]:
         two.append(replace(record, versions={"tvm": "0.1", "kernels": 1}))
     assert "2 records, which were made with" in _run("records", "list", tmp_path / "e")[1]
+    (tmp_path / "README.md").write_text("# no records\n")
+    status, _, err = _run("records", "merge", tmp_path / "f", tmp_path / "README.md")
+    assert status == 2 and "is no file of records" in err
 
 
 @pytest.mark.parametrize("words,said", [
@@ -118,6 +126,7 @@ def test_merge_list_and_prune(tiny: Path, tmp_path: Path) -> None:
     (["--trials", "1", "--rpc", "127.0.0.1:9"], "127.0.0.1:9"),
     (["--trials", "1", "--key", "k"], "--key goes with"),
     (["--trials", "1", "--plot", "/nowhere/x.png"], "no folder"),
+    (["--trials", "1", "--plot", "x.txt"], "--plot writes a PNG"),
 ])  # fmt: skip
 def test_refused_before_any_work(
     tiny: Path, tmp_path: Path, words: list[str], said: str

@@ -65,6 +65,16 @@ def test_refused_with_its_reason(change: dict[str, object], reason: str, tmp_pat
             Record.from_json(line)
 
 
+@pytest.mark.parametrize("change", [
+    {"ratio": "x"}, {"ratio": 0}, {"seconds": None}, {"seconds": -1.0}, {"seconds": float("nan")},
+    {"point": None}, {"task": {"op": "x"}}, {"threads": "1"}, {"share": "much"}, {"when": 3},
+])  # fmt: skip
+def test_values_of_other_sorts_are_damage(change: dict[str, object]) -> None:
+    line = json.dumps({**json.loads(make().to_json()), **change})
+    with pytest.raises(BadRecord, match="is damaged"):
+        Record.from_json(line)
+
+
 def test_the_latest_best_of_as_many_threads_holds() -> None:
     old, new = make(0.9, "2026-01-01", chunks=1), make(0.95, "2026-01-02", rows=4)
     two = make(0.5, "2026-01-03", threads=2, rows=2)

@@ -32,6 +32,7 @@ from schedules.calling import PIPELINE
 from schedules.isa import architecture_of
 
 from .golden import shrink
+from .seal import UNSEALED, seal
 from .toolchain import compiler
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def export(
         If there is no compiler for the target's architecture to link with.
     """
     stored, shift = shrink(golden_inputs)
-    document = {**metadata, "golden": {**metadata.get("golden", {}), "shift": shift}}
+    document = {**metadata, "digest": UNSEALED,
+                "golden": {**metadata.get("golden", {}), "shift": shift}}  # fmt: skip
     details = {key: document.pop(key) for key in _DETAILS if key in document}
     constants = {
         "vitq_metadata": np.frombuffer(_json(document), dtype=np.uint8),
@@ -117,4 +119,5 @@ def export(
                                  tir_pipeline=PIPELINE)
         packing = {} if gpu is None else {"fpack_imports": gpu.build.pack}
         executable.export_library(str(output), cc=linker, options=list(_LINK), **packing)
+    seal(output)
     return Path(output)

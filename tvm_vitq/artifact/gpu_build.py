@@ -14,7 +14,6 @@ from relay_passes.errors import VitqError
 from schedules.cuda.compile import CudaBuild, cuda_build, ptx
 from schedules.cuda.lower import Kernel, lower
 
-from .gpu_code import digests
 from .gpu_kernels import check_ptx
 
 __all__ = ["GpuCode", "compile_gpu"]
@@ -34,15 +33,12 @@ class GpuCode:
         Holds machine code and resources; to be given to the module's build.
     boundary
         Floating-point instructions of the boundary kernels: ``{kernel: {mnemonic: count}}``.
-    sha256
-        See :func:`~tvm_vitq.artifact.gpu_code.digests`.
     """
 
     source: str
     launches: Mapping[str, Kernel]
     build: CudaBuild
     boundary: dict[str, dict[str, int]]
-    sha256: dict[str, str]
 
     def document(self) -> dict[str, Any]:
         """Return what an artefact keeps so that its kernels can be emulated."""
@@ -69,8 +65,8 @@ def compile_gpu(mod: tvm.IRModule, target: tvm.target.Target) -> GpuCode:
     build = CudaBuild(arch)
     try:
         source, launches = lower(funcs, target)
-        binary = build.compile(source)
+        build.compile(source)
         boundary = check_ptx(ptx(source, arch))
     except ValueError as why:
         raise VitqError(str(why)) from why
-    return GpuCode(source, launches, build, boundary, digests(binary, source))
+    return GpuCode(source, launches, build, boundary)

@@ -8,7 +8,7 @@ from relay_passes.errors import VitqError
 
 from .disassemble import count_float_instructions
 from .gpu import is_gpu
-from .gpu_code import check_gpu_code
+from .seal import check_seal
 
 if TYPE_CHECKING:
     from .load import Artifact
@@ -32,9 +32,10 @@ def inspect_artifact(artifact: Artifact | StoredArtifact) -> dict[str, Any]:
     Raises
     ------
     VitqError
-        If the code for a GPU is not what was compiled.
+        If the file is not what was compiled.
     """
     meta = artifact.metadata
+    check_seal(artifact.path, meta)
     size, fp32 = artifact.path.stat().st_size, 4 * int(meta["parameters"])
     report: dict[str, Any] = {
         "path": str(artifact.path),
@@ -47,7 +48,6 @@ def inspect_artifact(artifact: Artifact | StoredArtifact) -> dict[str, Any]:
     }
     if is_gpu(meta["target"]):
         # Others would have failed the compile, which looked at the PTX of every kernel.
-        check_gpu_code(artifact.path, meta, artifact.source)
         report["float_instructions"], report["float_instructions_by_kernel"] = 0, {}
         report["float_boundary"] = meta["gpu"]["float_boundary"]
         return _whole(report, artifact)

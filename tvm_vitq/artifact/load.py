@@ -22,7 +22,7 @@ from relay_passes.errors import VitqError
 from .elf import check_artifact_file
 from .golden import expand
 from .gpu import is_gpu, open_without_gpu, reason_not_here
-from .gpu_code import check_gpu_code
+from .seal import check_seal
 from .stored import check_format
 from .threads import set_threads
 
@@ -233,13 +233,6 @@ class Artifact:
         rows: list[dict[str, Any]] = self._compressed("vitq_bounds")
         return rows
 
-    @property
-    def source(self) -> str | None:
-        """CUDA C++ text of the kernels, of an artefact for a GPU."""
-        if not is_gpu(self.metadata["target"]):
-            return None
-        return str(self._compressed("vitq_kernels")["source"])
-
     def _compressed(self, function: str) -> Any:
         try:
             return json.loads(zlib.decompress(self._stored(function).tobytes()))
@@ -258,8 +251,7 @@ class Artifact:
         dict
             ``equal`` (bool), ``vectors``, ``logits_compared`` and ``logits_different``.
         """
-        if is_gpu(self.metadata["target"]):
-            check_gpu_code(self.path, self.metadata, self.source)
+        check_seal(self.path, self.metadata)
         codes, expected = self.golden
         different = int((self.run_codes(codes) != expected).sum())
         return {

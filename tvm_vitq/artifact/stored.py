@@ -21,6 +21,7 @@ from relay_passes.errors import VitqError
 
 from .elf import METADATA_FORMAT, read_artifact
 from .golden import expand
+from .seal import check_seal
 
 __all__ = ["StoredArtifact", "check_format"]
 
@@ -94,15 +95,13 @@ class StoredArtifact:
     ----------
     path, metadata, bounds, golden
         As those of :class:`~tvm_vitq.artifact.load.Artifact`.
-    source : str or None
-        CUDA C++ text of the kernels, of an artefact for a GPU.
     machine : str
         Architecture, as in :data:`tvm_vitq.artifact.elf.MACHINES`.
 
     Raises
     ------
     VitqError
-        If the file is missing, truncated or foreign, or from another version.
+        If the file is missing, truncated, damaged or foreign, or from another version.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -110,7 +109,6 @@ class StoredArtifact:
         self.machine = read_artifact(self.path).machine
         self.metadata: dict[str, Any] = {}
         self.bounds: list[dict[str, Any]] | None = None
-        self.source: str | None = None
         details: dict[str, Any] | None = None
         arrays = []
         for value in _tensors(self.path.read_bytes()):
@@ -122,13 +120,12 @@ class StoredArtifact:
                 self.metadata = self._json(text)
             elif isinstance(found := _inflated(text), list):
                 self.bounds = found
-            elif isinstance(found, dict) and "launches" in found:
-                self.source = str(found.get("source"))
-            elif isinstance(found, dict):
+            elif isinstance(found, dict) and "launches" not in found:  # those are a GPU's kernels
                 details = found
         if not self.metadata:
             raise VitqError(f"{path} has no metadata; compile it again")
         check_format(self.path, self.metadata)
+        check_seal(self.path, self.metadata)
         golden = self._golden(arrays)
         if details is None or self.bounds is None or golden is None:
             raise VitqError(f"{path} lacks a part of its description; compile it again")

@@ -21,6 +21,7 @@ __all__ = [
     "JsonOption",
     "OneLineGroup",
     "ThreadsOption",
+    "counted",
     "emit",
     "fail_check",
     "progress_bar",
@@ -106,6 +107,11 @@ def verb(debug: bool) -> Iterator[None]:
         hint = "" if debug else " (--debug shows where)"
         _complain(f"{type(why).__name__}: {lines[-1][:300]}{hint}")
         raise typer.Exit(2) from None
+
+
+def counted(number: int, word: str) -> str:
+    """Return ``"1 trial"``, ``"2 trials"``."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def emit(document: dict[str, Any], as_json: bool, show: Callable[[Console], None]) -> None:

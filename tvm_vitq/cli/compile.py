@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .common import DebugOption, JsonOption, ThreadsOption, emit, progress_bar, verb
+from .common import DebugOption, JsonOption, ThreadsOption, counted, emit, progress_bar, verb
 
 __all__ = ["command"]
 
@@ -169,7 +169,8 @@ def command(
             document = job.run(advance, say)
 
     def show(console: Console) -> None:
-        phases = ", ".join(f"{name} {s:.1f} s" for name, s in document["seconds"].items())
+        phases = ", ".join(f"{name} {s:.1f} s" for name, s in document["seconds"].items()
+                           if document["equal"] is not None or not name.startswith("compare"))
         size = f"{document['size_bytes']:,} bytes"
         if document["size_percent"] is not None:
             size += f", {document['size_percent']} % of the fp32 weights"
@@ -177,6 +178,7 @@ def command(
         vectors = f"{document['vectors']} golden vectors"
         if document["equal"] is None:
             golden = f"{vectors} stored, not replayed here: {document['not_replayed']}"
+            golden += "; --verify-with names an emulator"
         else:
             golden = f"equal to the reference on {vectors} ({document['logits_compared']} logits)"
             if "replayed_with" in document:
@@ -185,7 +187,7 @@ def command(
             golden += f"; {document['not_shown']} yet"
         console.print(f"integer-only: yes; ranges proved: yes; {golden}")
         tuned = document["schedules"]
-        counts = f"{tuned['hits']} tasks from records, {tuned['misses']} by default"
+        counts = f"{counted(tuned['hits'], 'task')} from records, {tuned['misses']} by default"
         console.print(f"schedules: {counts}")
         for reason in tuned["refused"]:
             console.print(f"refused: {reason}", markup=False)

@@ -16,7 +16,7 @@ __all__ = ["command"]
 
 _REPLAYED = {
     None: "nothing yet: run 'tvm-vitq verify' where there is a GPU",
-    "emulator": "emulator; the machine code has not run on a GPU when this was compiled",
+    "emulator": "emulator; the machine code had not run on a GPU when this was compiled",
 }
 """What replayed a GPU artefact's golden vectors when it was compiled, in words."""
 

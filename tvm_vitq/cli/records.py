@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .common import DebugOption, JsonOption, OneLineGroup, emit, verb
+from .common import DebugOption, JsonOption, OneLineGroup, counted, emit, verb
 
 __all__ = ["app"]
 
@@ -60,7 +60,8 @@ def list_(folder: _Folder, json: JsonOption = False, debug: DebugOption = False)
             share = "" if row["share"] is None else f", {row['share']:.1%} of peak"
             console.print(f"{row['task']}, {row['isa']}{threads}", markup=False)
             console.print(f"    {row['seconds'] * 1e6:.1f} µs, × {1 / row['ratio']:.3f} as fast as "
-                          f"by default{share}, {row['trials']} trials", markup=False)  # fmt: skip
+                          f"by default{share}, {counted(row['trials'], 'trial')}, {row['host']}, "
+                          f"{row['when'][:10]}", markup=False)  # fmt: skip
             point = ", ".join(f"{name} {value}" for name, value in row["point"].items())
             console.print(f"    {point}", markup=False, style="dim")
         _say_refused(console, document)
@@ -77,7 +78,8 @@ def prune(folder: _Folder, json: JsonOption = False, debug: DebugOption = False)
         document = prune_records(folder)
 
     def show(console: Console) -> None:
-        console.print(f"{folder}: {document['kept']} records kept, {document['removed']} removed")
+        kept = counted(document["kept"], "record")
+        console.print(f"{folder}: {kept} kept, {document['removed']} removed")
         _say_refused(console, document)
 
     emit(document, json, show)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +19,15 @@ from rich.table import Table
 from relay_passes.errors import VitqError
 
 from .board import KeyOption, RpcOption, TimeoutOption, TrackerOption, asked, board
-from .common import DebugOption, JsonOption, emit, verb
+from .common import DebugOption, JsonOption, counted, emit, verb
 
 if TYPE_CHECKING:
     from tvm_vitq.tuning.tune import Tuning
 
 __all__ = ["command", "task_table"]
+
+_TELL = 30.0
+"""Seconds between lines of progress where there is no terminal."""
 
 
 def command(
@@ -35,10 +40,12 @@ def command(
     ],
     target: Annotated[str, typer.Option("--target", help="As for compile.")] = "native",
     trials: Annotated[
-        int | None, typer.Option("--trials", min=1, help="Kernels to measure in all.")
+        int | None,
+        typer.Option("--trials", min=1, help="Kernels to measure, besides those that are known."),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.01, help="Time to take.")
+        float | None,
+        typer.Option("--minutes", min=0.01, help="Time to take. It or --trials must be given."),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the kernels.")] = 1,
     plot: Annotated[
@@ -85,8 +92,8 @@ def command(
 
         if not remote:
             check_threads(threads, os.cpu_count())
-        if plot is not None:
-            check_output(plot)
+        if plot is not None and check_output(plot).suffix.lower() != ".png":
+            raise VitqError(f"--plot writes a PNG: name it so, not {plot}")
         source = CompileJob(model, Path("-"), checkpoint, calib, recipe=recipe, batch=batch,
                             target=target)  # fmt: skip
 
@@ -98,6 +105,7 @@ def command(
                       open_session if remote else None, boards, transfer)  # fmt: skip
         tuning = job.prepare()
         stopped = False
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             with _progress(tuning) as tuning.report:
                 job.run(tuning)
@@ -114,9 +122,11 @@ def command(
     def show(console: Console) -> None:
         console.print(task_table(tuning))
         known = f", and {document['known']} that were known" if document["known"] else ""
-        console.print(f"{document['trials']} trials in {document['seconds']} s{known}"
+        console.print(f"{counted(document['trials'], 'trial')} in {document['seconds']} s{known}"
                       + (", stopped" if stopped else "")
-                      + f"; all kernels together × {document['gain']:.3f} as fast as by default"
+                      + f"; all kernels together × {document['gain']:.3f} as fast as by default, "
+                      f"{sum(task['tuned'] for task in document['tasks'])} of "
+                      f"{len(document['tasks'])} measured"
                       f"; {document['records']}")  # fmt: skip
         for note in dict.fromkeys(document["notes"]):
             console.print(note, markup=False)
@@ -141,7 +151,7 @@ def task_table(tuning: Tuning, most: int | None = None) -> Table:
         Tasks to show, the longest; None for all.
     """
     left = tuning.left
-    title = f"{tuning.trials} trials, {tuning.elapsed:.0f} s"
+    title = f"{counted(tuning.trials, 'trial')}, {tuning.elapsed:.0f} s"
     if left is not None:
         title += f", {left:.0f} s left"
     table = Table(title=f"{title}; × {tuning.gain:.3f}", title_justify="left", box=None,
@@ -169,10 +179,23 @@ def task_table(tuning: Tuning, most: int | None = None) -> Table:
 
 @contextmanager
 def _progress(tuning: Tuning) -> Iterator[Callable[[], None]]:
-    """Yield what to call after a trial: a table on standard error if that is a terminal."""
+    """Yield what to call after a trial: it shows a table on standard error, or now and then a line.
+
+    The table is for terminals.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda: None
+        told = time.monotonic()
+
+        def tell() -> None:
+            nonlocal told
+            if time.monotonic() - told > _TELL:
+                told = time.monotonic()
+                trials = counted(tuning.trials, "trial")
+                print(f"{tuning.elapsed:.0f} s, {trials}, × {tuning.gain:.3f}", file=sys.stderr,
+                      flush=True)  # fmt: skip
+
+        yield tell
         return
     rows = max(5, console.height - 8)
     with Live(

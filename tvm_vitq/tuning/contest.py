@@ -82,8 +82,8 @@ def audit(
                         if all(state is not other for other in left):
                             continue
                         if end is not None and time.monotonic() > end:
-                            note(f"no time left to compare {len(left)} winners again: they are "
-                                 "compared when tune goes on")  # fmt: skip
+                            note(f"no time left to compare {len(left)} of the winners again: "
+                                 "that is done when tune goes on")  # fmt: skip
                             return
                         if i not in kernels:
                             kernels[i] = _built(state, builder, Path(name) / str(i))

@@ -114,7 +114,8 @@ class TuneJob:
         try:
             self.records.mkdir(parents=True, exist_ok=True)
         except OSError as why:
-            raise VitqError(f"cannot make {self.records}: {why.strerror}") from why
+            what = "it is a file; name a folder" if self.records.is_file() else why.strerror
+            raise VitqError(f"cannot keep records in {self.records}: {what}") from why
         file = RecordFile.of(self.records, isa)
         if not os.access(file.path if file.path.exists() else self.records, os.W_OK):
             raise VitqError(f"cannot write {file.path}: Permission denied")
@@ -141,6 +142,9 @@ class TuneJob:
             tuning.builder.close()
         if tuning.starved:
             raise VitqError(f"nothing was measured: {tuning.failures[-1]}")
+        if not tuning.trials and not tuning.over_all:
+            tuning.notes.append("the time was up before the first trial: it takes some seconds to "
+                                "begin, so give more --minutes")  # fmt: skip
 
     def _runners(self, tuning: Tuning) -> list[Callable[[], Runner]]:
         if self.open_session is None:

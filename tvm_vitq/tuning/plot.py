@@ -15,7 +15,7 @@ _MOST = 8
 
 
 def draw(states: Sequence[TaskState], title: str, path: str | Path) -> Path:
-    """Draw the default's time over the best's against time, for the tasks that gained most.
+    """Draw the default's time over the best's against time, for the tasks that gained most in it.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def draw(states: Sequence[TaskState], title: str, path: str | Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tried = [state for state in states if state.curve]
+    tried = [state for state in states if any(ratio < 1 for _, _, ratio in state.curve)]
     shown = sorted(tried, key=lambda s: s.total * (1 / s.ratio - 1), reverse=True)[:_MOST]
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for state in shown:
@@ -50,7 +50,10 @@ def draw(states: Sequence[TaskState], title: str, path: str | Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.4)
     if shown:
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, framealpha=1, edgecolor="none")
+    else:
+        axes.text(0.5, 0.5, "nothing faster than the default was found in this run", ha="center",
+                  va="center", transform=axes.transAxes)  # fmt: skip
     try:
         figure.savefig(path, dpi=130, format="png")
     except OSError as why:

@@ -14,10 +14,19 @@ from .extract import Job
 from .runner import Runner
 from .search import Search, name_of
 
-__all__ = ["TaskState"]
+__all__ = ["Limits", "TaskState"]
 
 _HOPE = 0.15
 """Share of its time that a task which was never tuned may be expected to lose."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop: after so many trials, or so many seconds; None for no limit."""
+
+    trials: int | None = None
+    seconds: float | None = None
+    batch: int = 8
 
 
 @dataclass

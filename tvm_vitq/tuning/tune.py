@@ -28,20 +28,11 @@ from .contest import LEAST_GAIN, SECONDS, audit, contest, wins
 from .extract import Job
 from .runner import Comparison, KernelFault, Runner, RunnerFault
 from .search import name_of
-from .state import TaskState
+from .state import Limits, TaskState
 
 __all__ = ["Limits", "Tuning"]
 
 ROUNDS = 10
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to stop: after so many trials, or so many seconds; None for no limit."""
-
-    trials: int | None = None
-    seconds: float | None = None
-    batch: int = 8
 
 
 @dataclass
@@ -146,7 +137,12 @@ class Tuning:
     @property
     def over(self) -> bool:
         """Whether there is no time or nothing left to try."""
-        return self.expired or all(state.done and not state.busy for state in self.states)
+        return self.expired or self.over_all
+
+    @property
+    def over_all(self) -> bool:
+        """Whether there is nothing left to try."""
+        return all(state.done and not state.busy for state in self.states)
 
     @property
     def starved(self) -> bool:

@@ -74,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, given: list[str]) -> int:
+    if options.files:
+        raise ValueError(f"{options.verb} takes no {options.files[0]}; files are for table")
+    for name in ("inputs", "replays"):
+        if (getattr(options, name) or 1) < 1 or getattr(options, name) == 0:
+            raise ValueError(f"--{name} {getattr(options, name)}: it must be at least 1")
+    if options.budget <= 0:
+        raise ValueError(f"--budget {options.budget:g}: give the seconds that may be taken")
     bundle = Bundle(options.bundle)
     unknown = sorted(set(options.models or ()) - set(bundle.models))
     if unknown:
@@ -97,7 +104,7 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
              *[word for word in given if word not in ("run", "--retry")]]  # fmt: skip
     with alone(bundle.folder):
         if options.retry and options.out.is_file():
-            document = json.loads(options.out.read_text(encoding="utf-8"))
+            document = load_results(options.out)
             document["tasks"]["failed"] = {}
             options.out.write_text(json.dumps(document), encoding="utf-8")
         results = sit(bundle, todo, options.out.resolve(), bundle.device, options.budget, child)

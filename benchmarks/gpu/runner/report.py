@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .bars import bars
-from .results import FORMAT
+from .results import FORMAT, read_json
 
 __all__ = ["bars_table", "columns", "load_results", "tables"]
 
@@ -21,8 +20,8 @@ def load_results(path: Path) -> dict[str, Any]:
     ValueError
         If it is none of this version's.
     """
-    document = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    document = read_json(Path(path), "results")
+    if document.get("format") != FORMAT:
         raise ValueError(f"{path} holds no results of format {FORMAT}")
     return document
 

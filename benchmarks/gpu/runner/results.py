@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-__all__ = ["FORMAT", "Results"]
+__all__ = ["FORMAT", "Results", "damaged", "read_json"]
 
 FORMAT = 1
+
+
+@contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Turn what reading a damaged file raises into one line.
+
+    Raises
+    ------
+    ValueError
+        Naming the file.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"there is no {path}") from None
+    except (ValueError, KeyError, EOFError, BadZipFile) as why:
+        raise ValueError(f"{path} is damaged: unpack or make it again ({why})") from None
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Return a document of a file; errors as of :func:`damaged`."""
+    with damaged(path):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict) or not document:
+            raise ValueError(f"not {what}")
+        return document
 
 
 class Results:
@@ -37,7 +66,7 @@ class Results:
         """
         path = Path(path)
         if path.is_file():
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = read_json(path, "results")
             for key, now in (("device", device), ("bundle", bundle)):
                 name = "name" if key == "device" else "made"
                 if document.get("format") != FORMAT or document[key].get(name) != now.get(name):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from .artifact import Artifact
 from .device import clocks, peaks
 from .ffi import Runtime
 from .inputs import derive
-from .results import Results
+from .results import Results, damaged, read_json
 
 __all__ = [
     "OURS", "STAGES", "TOOLS", "Bundle", "Ruined", "Task", "check", "perform", "tasks", "verdict",
@@ -73,7 +72,7 @@ class Bundle:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.manifest = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
+        self.manifest = read_json(self.folder / "bundle.json", "the bundle's description")
         self.device = str(self.manifest["device"])
         self.models: dict[str, dict[str, Any]] = self.manifest["models"]
 
@@ -138,7 +137,8 @@ def check(
     artifact = Artifact(bundle.artifact(model, batch), runtime)
     codes, expected = artifact.golden()
     limits = (int(artifact.metadata["input"]["codes"][key]) for key in ("qmin", "qmax"))
-    with np.load(bundle.folder / bundle.models[model]["checks"]) as file:
+    path = bundle.folder / bundle.models[model]["checks"]
+    with damaged(path), np.load(path) as file:
         logits = file["logits"][:inputs]
     found: dict[str, Any] = {}
 
