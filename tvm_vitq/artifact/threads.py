@@ -37,7 +37,7 @@ def check_threads(threads: int, cpus: int | None, place: str = "this machine") -
     if threads > most:
         known = f"has {cpus} CPUs" if cpus else "does not say how many CPUs it has"
         raise VitqError(
-            f"{threads} threads are too many: {place} {known}; give --threads 1 to {cpus or most}"
+            f"{threads} threads are too many: {place} {known}; give --threads 1 to {most}"
         )
 
 
