@@ -38,10 +38,10 @@ def draw(states: Sequence[TaskState], title: str, path: str | Path) -> Path:
 
     tried = [state for state in states if any(ratio < 1 for _, _, ratio in state.curve)]
     shown = sorted(tried, key=lambda s: s.total * (1 / s.ratio - 1), reverse=True)[:_MOST]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(11, 4.5), layout="constrained")
     for state in shown:
         seconds = [0.0, *(at for at, _, _ in state.curve)]
-        gains = [1 / state.curve[0][2], *(1 / ratio for _, _, ratio in state.curve)]
+        gains = [1 / state.start, *(1 / ratio for _, _, ratio in state.curve)]
         axes.step(seconds, gains, where="post",
                   label=f"{state.job.task} (× {state.job.calls})")  # fmt: skip
     axes.set_xlabel("seconds of tuning")
@@ -50,7 +50,7 @@ def draw(states: Sequence[TaskState], title: str, path: str | Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.4)
     if shown:
-        axes.legend(fontsize=8, framealpha=1, edgecolor="none")
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     else:
         axes.text(0.5, 0.5, "nothing faster than the default was found in this run", ha="center",
                   va="center", transform=axes.transAxes)  # fmt: skip

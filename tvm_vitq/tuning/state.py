@@ -61,6 +61,8 @@ class TaskState:
         Whether not even the default's kernel can be built.
     busy
         Whether a runner has it.
+    start
+        Best ratio before the run.
     curve
         (seconds since the start, trials, best ratio) after every trial.
     """
@@ -80,6 +82,7 @@ class TaskState:
     audited: bool = False
     broken: bool = False
     busy: bool = False
+    start: float = 1.0
     curve: list[tuple[float, int, float]] = field(default_factory=list)
 
     @staticmethod
@@ -102,8 +105,18 @@ class TaskState:
                 state.trials += 1
         if best is not None:
             state.point, state.ratio, state.settled = best.point, best.ratio, True
+            state.start = best.ratio
             state.seconds, state.share, state.audited = best.seconds, best.share, best.audited
         return state
+
+    @property
+    def held(self) -> float:
+        """Best ratio so far: ``ratio`` is measured anew with every batch, and has its noise."""
+        return self.curve[-1][2] if self.curve else self.start
+
+    def mark(self, seconds: float, ratio: float) -> None:
+        """Go on with the curve."""
+        self.curve.append((seconds, self.trials, ratio))
 
     def share_at(
         self, runner: Runner, point: Point, seconds: float, threads: int

@@ -233,7 +233,7 @@ class Tuning:
             state.share = None if state.share is None else state.share * state.ratio
             state.point, ratio = state.space.default, 1.0
         state.ratio = ratio
-        state.curve.append((self.elapsed, state.trials, ratio))
+        state.mark(self.elapsed, ratio)
         state.audited = True
         self._append("best", state, state.point, state.seconds, state.ratio, state.share)
 
@@ -352,7 +352,7 @@ class Tuning:
                 share = state.share_at(runner, point, comparison.seconds, self.threads)
                 self._append("trial", state, point, comparison.seconds, comparison.ratio, share)
                 state.search.tell(point, comparison.ratio)
-            state.curve.append((self.elapsed, state.trials, state.ratio))
+            state.mark(self.elapsed, state.held)
         self.report()
         return comparison
 
@@ -383,7 +383,7 @@ class Tuning:
                 assert state.seconds is not None
                 self._append("best", state, state.point, state.seconds, state.ratio, state.share)
             state.settled = True
-            state.curve.append((self.elapsed, state.trials, state.ratio))
+            state.mark(self.elapsed, min(state.ratio, state.held) if gained else state.held)
         self.report()
 
     def _append(
