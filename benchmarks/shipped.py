@@ -11,7 +11,6 @@ of int8, as trained ones have, for which less is proved.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,7 @@ def main() -> None:
     options.records.mkdir(parents=True, exist_ok=True)
     builders = Builders(options.target, 2)
     limits = Limits(seconds=60 * options.minutes)
-    tuning = Tuning([replace(job) for job in ordered], isa, RecordFile.of(options.records, isa),
+    tuning = Tuning(ordered, isa, RecordFile.of(options.records, isa),
                     builders, limits, host=processor())  # fmt: skip
     try:
         tuning.run([lambda: LocalRunner(options.target, 1, cores(1))])

@@ -291,7 +291,8 @@ class Schedules:
             return None
         if record is not None and record.point not in space:
             why = f"{task}: a record whose schedule its kernel does not have"
-            self.refused += [why] if why not in self.refused else []
+            if why not in self.refused:
+                self.refused.append(why)
             record = None
         if record is None:
             self.misses[task.key] = task

@@ -103,4 +103,6 @@ def space_of(task: Task, isa: ISA) -> Space | None:
     from .spaces import SPACES
 
     make = SPACES.get(task.kind)
-    return None if make is None else make(task, isa)
+    if make is None or not isa.has_kernels or task.gpu != isa.gpu:
+        return None
+    return make(task, isa)

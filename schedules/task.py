@@ -40,6 +40,11 @@ class Task:
         """Make a task of its fields."""
         return Task(kind, json.dumps(fields, sort_keys=True, separators=(",", ":")))
 
+    @property
+    def gpu(self) -> bool:
+        """Whether it is a launch of a GPU."""
+        return self.kind.startswith("gpu_")
+
     @cached_property
     def fields(self) -> Mapping[str, Any]:
         """The fields; those common to all kinds are ``op`` and ``shape``."""

@@ -18,11 +18,12 @@ from tvm import tirx
 from schedules.apply import gemm_spec
 from schedules.gemm import GemmSpec
 from schedules.records import Schedules
-from schedules.spaces.gpu_linear import gpu_linear_space, gpu_linear_task, gpu_linear_tile
+from schedules.spaces.gpu_linear import gpu_linear_task, gpu_linear_tile
 
 from .few_rows import few_rows, takes_few_rows
 from .member import Member
 from .tail import Tail
+from .target import ARCHITECTURES
 from .tensor_core import TensorCoreLinears
 from .tile import CudaTile
 
@@ -132,9 +133,9 @@ def _tile(members: Sequence[Member], schedules: Schedules | None) -> CudaTile:
         op, first.rows, [member.columns for member in members], int(first.weights.shape[1]) * 16,
         str(first.x.dtype), str(members[-1].last.dtype), first.unit, first.spec.gather)
     if schedules is not None:
-        space = gpu_linear_space(task, schedules.isa)
-        assert space is not None
-        return CudaTile(**(schedules.point(task) or space.default))
+        point = schedules.point(task)
+        return CudaTile(**point) if point else gpu_linear_tile(
+            task, ARCHITECTURES[schedules.isa.name])
     target = tvm.target.Target.current(allow_none=True)
     room = target.attrs.get("max_shared_memory_per_block", None) if target is not None else None
     return gpu_linear_tile(task, int(room or 0))

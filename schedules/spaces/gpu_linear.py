@@ -75,10 +75,8 @@ def gpu_linear_tile(task: Task, room: int) -> CudaTile:
     return default_tile(*_problem(task), max(SHARED, room - SPARE))
 
 
-def gpu_linear_space(task: Task, isa: ISA) -> Space | None:
+def gpu_linear_space(task: Task, isa: ISA) -> Space:
     """Return the space of a kernel of weight matmuls."""
-    if not isa.gpu:
-        return None
     rows, columns, depth, size, tail = _problem(task)
     room = ARCHITECTURES[isa.name]
     shared = max(SHARED, room - SPARE)

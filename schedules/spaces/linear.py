@@ -95,10 +95,8 @@ def row_choices(isa: ISA, dot: Dot, most: int) -> list[int]:
     return [height for height in heights if height <= max(most, dot.rows)]
 
 
-def linear_space(task: Task, isa: ISA) -> Space | None:
+def linear_space(task: Task, isa: ISA) -> Space:
     """Return the space of a weight matmul."""
-    if not isa.has_kernels or isa.gpu:
-        return None
     total, columns, _ = task.shape
     dots = _sequences(task, isa)
     default = _default(task, isa, dots[0])

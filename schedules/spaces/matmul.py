@@ -39,7 +39,7 @@ def matmul_space(task: Task, isa: ISA) -> Space | None:
     """Return the space of an activation matmul."""
     _, total, columns, _ = task.shape
     left, _, right = str(task.fields["dtypes"]).partition("→")[0].partition("+")[0].partition("*")
-    name = isa.dot(left, right) if isa.has_kernels and not isa.gpu else ""
+    name = isa.dot(left, right)
     if not name:
         return None
     dot = dot_named(name)

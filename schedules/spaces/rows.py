@@ -68,10 +68,8 @@ def default_rows(isa: ISA, rows: int, columns: int, local: int) -> Point:
     return {"block": block, "width": width}
 
 
-def rows_space(task: Task, isa: ISA) -> Space | None:
+def rows_space(task: Task, isa: ISA) -> Space:
     """Return the space of an operator over rows."""
-    if not isa.has_kernels or isa.gpu:
-        return None
     rows, columns = task.shape
     local = int(task.fields["local"])
     default = default_rows(isa, rows, columns, local)

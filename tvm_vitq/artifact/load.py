@@ -265,6 +265,7 @@ class Artifact:
         """Describe the artefact: see :func:`tvm_vitq.artifact.inspect.inspect_artifact`."""
         from .inspect import inspect_artifact
 
+        check_seal(self.path, self.metadata)
         return inspect_artifact(self)
 
 

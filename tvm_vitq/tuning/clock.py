@@ -67,7 +67,7 @@ class GpuClock:
         self._stream = self._new("cudaStreamCreate")
         self.device.set_raw_stream(self._stream.value)
         self._begin, self._end = self._new("cudaEventCreate"), self._new("cudaEventCreate")
-        self._graphs: dict[tuple[int, int], tuple[Loaded, ctypes.c_void_p]] = {}
+        self._graphs: dict[Loaded, tuple[int, ctypes.c_void_p]] = {}  # of so many calls
 
     def _do(self, function: str, *arguments: Any) -> None:
         status = getattr(self._cuda, function)(*arguments)
@@ -92,12 +92,12 @@ class GpuClock:
 
     def _graph(self, kernel: Loaded, calls: int) -> ctypes.c_void_p:
         """Return the graph of so many calls; a kernel's last one is kept."""
-        held = self._graphs.get((id(kernel), calls))
-        if held is not None and held[0] is kernel:
+        held = self._graphs.get(kernel)
+        if held is not None and held[0] == calls:
             return held[1]
-        for key in [key for key, (other, _) in self._graphs.items()
-                    if other is kernel or len(self._graphs) > 3]:  # fmt: skip
-            self._do("cudaGraphExecDestroy", self._graphs.pop(key)[1])
+        many = len(self._graphs) > 3
+        for other in [other for other in self._graphs if many or other is kernel]:
+            self._do("cudaGraphExecDestroy", self._graphs.pop(other)[1])
         self._do("cudaStreamSynchronize", self._stream)
         self._do("cudaStreamBeginCapture", self._stream, _RELAXED)
         graph = ctypes.c_void_p()
@@ -110,7 +110,7 @@ class GpuClock:
             made = self._new("cudaGraphInstantiate", graph, ctypes.c_ulonglong(0))
         finally:
             self._do("cudaGraphDestroy", graph)
-        self._graphs[id(kernel), calls] = kernel, made
+        self._graphs[kernel] = calls, made
         self._do("cudaGraphLaunch", made, self._stream)  # untimed
         return made
 

@@ -70,7 +70,7 @@ def audit(
     end
         When to stop, as ``time.monotonic()`` says it; None: when all are compared.
     """
-    left = list(states)
+    left = dict(enumerate(states))
     with tempfile.TemporaryDirectory(prefix="tvm-vitq-tune-") as name:
         kernels: dict[int, tuple[Path, Path]] = {}
         ratios: dict[int, float] = {}
@@ -78,9 +78,7 @@ def audit(
             for number in range(_PROCESSES):
                 runner = open_runner()
                 try:
-                    for i, state in enumerate(states):
-                        if all(state is not other for other in left):
-                            continue
+                    for i, state in list(left.items()):
                         if end is not None and time.monotonic() > end:
                             note(f"no time left to compare {len(left)} of the winners again: "
                                  "that is done when tune goes on")  # fmt: skip
@@ -89,7 +87,7 @@ def audit(
                             kernels[i] = _built(state, builder, Path(name) / str(i))
                         ratios[i] = max(ratios.get(i, 0.0), _ratio(state, runner, *kernels[i]))
                         if number == _PROCESSES - 1 or ratios[i] > 1.0:
-                            left = [other for other in left if other is not state]
+                            del left[i]
                             judge(state, ratios[i])
                 finally:
                     runner.close()

@@ -117,11 +117,10 @@ class Job:
         """Read what :meth:`save` wrote."""
         found = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         intervals = [(lo, hi, row_sum) for lo, hi, row_sum in found["intervals"]]
-        kind: type[Job] = Job
-        if found["kind"].startswith("gpu_"):
+        task, kind = Task(found["kind"], found["task"]), Job
+        if task.gpu:
             from .extract_gpu import GpuJob as kind
-        return kind(Task(found["kind"], found["task"]), tvm.ir.load_json(found["module"]),
-                    intervals, 1, folder)
+        return kind(task, tvm.ir.load_json(found["module"]), intervals, 1, folder)
 
 
 def _draw(

@@ -77,8 +77,9 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
     if options.files:
         raise ValueError(f"{options.verb} takes no {options.files[0]}; files are for table")
     for name in ("inputs", "replays"):
-        if (getattr(options, name) or 1) < 1 or getattr(options, name) == 0:
-            raise ValueError(f"--{name} {getattr(options, name)}: it must be at least 1")
+        count = getattr(options, name)
+        if count is not None and count < 1:
+            raise ValueError(f"--{name} {count}: it must be at least 1")
     if options.budget <= 0:
         raise ValueError(f"--budget {options.budget:g}: give the seconds that may be taken")
     bundle = Bundle(options.bundle)

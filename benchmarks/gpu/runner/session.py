@@ -41,17 +41,13 @@ def alone(bundle: Path) -> Iterator[None]:
     ValueError
         If there is another one.
     """
-
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
     handle = os.open(bundle, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
         raise ValueError(f"another run with {bundle} is under way: wait for it or end it") from None
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
