@@ -128,9 +128,8 @@ GENERIC = ISA("generic", (), 128, 16, "", "")
 def cuda_isa(arch: str) -> ISA:
     """Return the integer units of an NVIDIA GPU's architecture, such as ``"sm_80"``.
 
-    What :data:`~schedules.cuda.target.ARCHITECTURES` does not list is taken for one that it does:
-    variants (``"sm_90a"``) for their base, later generations for ``"sm_80"``, whose kernels take
-    no more shared memory than any of them has.
+    What :data:`~schedules.cuda.target.ARCHITECTURES` does not list, later generations, is taken
+    for ``"sm_80"``, whose kernels take no more shared memory than any of them has.
 
     Raises
     ------
@@ -140,8 +139,8 @@ def cuda_isa(arch: str) -> ISA:
     number = int(re.sub(r"\D", "", arch) or 0)
     if number < 75:
         raise ValueError(f"{arch} has no int8 tensor cores: they begin with sm_75")
-    base = f"sm_{number}" if f"sm_{number}" in ARCHITECTURES else "sm_80"
-    return ISA(base, ("cuda",), 256, 255, "mma8", "mma16")
+    known = next((name for name in (arch, f"sm_{number}") if name in ARCHITECTURES), "sm_80")
+    return ISA(known, ("cuda",), 256, 255, "mma8", "mma16")
 
 
 CUDA = cuda_isa("sm_80")

@@ -1,7 +1,7 @@
 """Device functions: each instruction that CUDA C++ has no operator for, by one small function.
 
 Kernels are TIR; where TIR has no node for what a warp does together (``mma.sync``, ``ldmatrix``,
-asynchronous copies, shuffles), they call one of :data:`FUNCTIONS`, whose text travels with the
+asynchronous copies, shuffles), they call one of :data:`DEVICE`, whose text travels with the
 kernel. Every function has the same meaning on every architecture from sm_75 on; what an older one
 lacks is made of what it has. Pointers are generic ones; "shared" ones must be of shared memory.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FUNCTIONS", "DeviceFunction"]
+__all__ = ["DEVICE", "DeviceFunction", "function"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class DeviceFunction:
     returns: str = "void"
 
 
-def _function(signature: str, body: str, returns: str = "void") -> DeviceFunction:
+def function(signature: str, body: str, returns: str = "void") -> DeviceFunction:
+    """Return a function of its signature, its body and the TIR dtype that it returns."""
     head = {"void": "void", "int32": "int", "uint32": "unsigned int",
-            "handle": "void*"}[returns]
+            "uint64": "unsigned long long", "handle": "void*"}[returns]
     name = signature.partition("(")[0]
     text = f"__device__ __forceinline__ {head} {signature} {{\n{body.strip(chr(10))}\n}}\n"
     return DeviceFunction(name, text, returns)
@@ -44,7 +45,7 @@ def _mma(a: str, b: str) -> DeviceFunction:
         f': "r"(a[{2 * half + row}]), "r"(b[{half}]));'
         for half in range(2) for row in range(2)
     )
-    return _function(f"vitq_mma_{a}_{b}(int* c, const int* a, const int* b)", f"""
+    return function(f"vitq_mma_{a}_{b}(int* c, const int* a, const int* b)", f"""
 #if __CUDA_ARCH__ >= 800
   asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.{a}.{b}.s32 {{%0, %1, %2, %3}}, "
                "{{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
@@ -59,7 +60,7 @@ def _ldmatrix(count: int) -> DeviceFunction:
     """Return the load of ``count`` matrices of 8 rows of 16 bytes; lane i gives row i's address."""
     outs = ", ".join(f'"=r"(d[{i}])' for i in range(count))
     regs = ", ".join(f"%{i}" for i in range(count))
-    return _function(f"vitq_ldmatrix{count}(int* d, const void* shared)", f"""
+    return function(f"vitq_ldmatrix{count}(int* d, const void* shared)", f"""
   unsigned int at = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
   asm volatile("ldmatrix.sync.aligned.m8n8.x{count}.shared.b16 {{{regs}}}, [%{count}];"
                : {outs} : "r"(at) : "memory");""")
@@ -70,7 +71,7 @@ def _copy(size: int) -> DeviceFunction:
     kind = {4: "int", 8: "int2", 16: "int4"}[size]
     form = "cg" if size == 16 else "ca"
     zero = {4: "0", 8: "make_int2(0, 0)", 16: "make_int4(0, 0, 0, 0)"}[size]
-    return _function(f"vitq_copy{size}(void* shared, const void* global, bool valid)", f"""
+    return function(f"vitq_copy{size}(void* shared, const void* global, bool valid)", f"""
 #if __CUDA_ARCH__ >= 800
   unsigned int at = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.{form}.shared.global [%0], [%1], {size}, %2;"
@@ -83,7 +84,7 @@ def _copy(size: int) -> DeviceFunction:
 
 def _wait(left: int) -> DeviceFunction:
     """Return the wait until at most ``left`` groups of this thread's copies are under way."""
-    return _function(f"vitq_copy_wait{left}()", f"""
+    return function(f"vitq_copy_wait{left}()", f"""
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group {left};" ::: "memory");
 #endif""")
@@ -96,9 +97,9 @@ def _words(size: int) -> list[DeviceFunction]:
     unpack = " ".join(f"d[{i}] = {field};" for i, field in enumerate(fields))
     pack = "s[0]" if size == 4 else f"make_{kind}({', '.join(f's[{i}]' for i in range(size // 4))})"
     return [
-        _function(f"vitq_load{size}(int* d, const void* from)",
+        function(f"vitq_load{size}(int* d, const void* from)",
                   f"  {kind} v = *reinterpret_cast<const {kind}*>(from);\n  {unpack}"),
-        _function(f"vitq_store{size}(void* to, const int* s)",
+        function(f"vitq_store{size}(void* to, const int* s)",
                   f"  *reinterpret_cast<{kind}*>(to) = {pack};"),
     ]
 
@@ -112,35 +113,35 @@ def _pack(dtype: str) -> DeviceFunction:
         signature, arguments = "int a, int b, int c, int d", '"r"(b), "r"(a), "r"(d), "r"(c)'
         kind = f"cvt.pack.sat.{dtype}.s32.b32"
         text = f"{{.reg .b32 high; {kind} high, %3, %4, 0; {kind} %0, %1, %2, high;}}"
-    return _function(f"vitq_pack_{dtype}({signature})", f"""
+    return function(f"vitq_pack_{dtype}({signature})", f"""
   int word;
   asm("{text}" : "=r"(word) : {arguments});
   return word;""", "int32")
 
 
-_ALL = [
+DEVICE = [
     *(_mma(a, b) for a in ("s8", "u8") for b in ("s8", "u8")),
     *(_ldmatrix(count) for count in (1, 2, 4)),
     *(_copy(size) for size in (4, 8, 16)),
-    _function("vitq_copy_commit()", """
+    function("vitq_copy_commit()", """
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif"""),
     *(_wait(left) for left in range(5)),
     *(_pack(dtype) for dtype in ("s8", "u8", "s16")),
     *(one for size in (4, 8, 16) for one in _words(size)),
-    _function("vitq_shuffle_xor(int value, int lanes)",
+    function("vitq_shuffle_xor(int value, int lanes)",
               "  return __shfl_xor_sync(0xffffffffu, value, lanes);", "int32"),
-    _function("vitq_either(bool first, const void* a, const void* b)",
+    function("vitq_either(bool first, const void* a, const void* b)",
               "  return const_cast<void*>(first ? a : b);", "handle"),
-    _function("vitq_dot4(int a, int b, int c)", "  return __dp4a(a, b, c);", "int32"),
-    _function("vitq_bytes(int a, int b, int select)",
+    function("vitq_dot4(int a, int b, int c)", "  return __dp4a(a, b, c);", "int32"),
+    function("vitq_bytes(int a, int b, int select)",
               "  return static_cast<int>(__byte_perm(static_cast<unsigned int>(a), "
               "static_cast<unsigned int>(b), static_cast<unsigned int>(select)));", "int32"),
-    _function("vitq_rescale(int value, int mult, int rounding, int shift)",
+    function("vitq_rescale(int value, int mult, int rounding, int shift)",
               "  return (__mulhi(value, mult) + rounding) >> shift;", "int32"),
     # The floor of a / b for b > 0, a bit a step: a division would be done in float32.
-    _function("vitq_divide(int a, int b)", """
+    function("vitq_divide(int a, int b)", """
   unsigned int sign = a >> 31, left = a ^ sign, rest = 0, quotient = 0, by = b;
 #pragma unroll
   for (int bit = 30; bit >= 0; --bit) {
@@ -150,8 +151,6 @@ _ALL = [
     quotient = quotient << 1 | (fits ? 1 : 0);
   }
   return static_cast<int>(quotient ^ sign);""", "int32"),
-    _function("vitq_high(int a, int b)", "  return __mulhi(a, b);", "int32"),
+    function("vitq_high(int a, int b)", "  return __mulhi(a, b);", "int32"),
 ]
-
-FUNCTIONS = {function.name: function for function in _ALL}
-"""Every device function by name."""
+"""Every function that all architectures have."""

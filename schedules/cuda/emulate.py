@@ -194,7 +194,8 @@ class Emulator:
             buffer = kernel.arguments[kernel.parameters[report.argument]]
             return f"bytes before or after {buffer.name} were written"
         what = {3: "address is not aligned", 4: "address is not in shared memory",
-                6: "fewer than 32 threads", 7: "selector beyond 7 after"}[report.problem]
+                6: "fewer than 32 threads", 7: "selector beyond 7 after",
+                8: "products without a fence before them"}[report.problem]
         return f"{what}: {line(report.line)} ({where})"
 
 

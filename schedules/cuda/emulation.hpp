@@ -29,7 +29,9 @@ struct Index {
 };
 
 // What a thread waits for. Operations of a warp are numbered from `ldmatrix` on.
-enum Stop : int { kRunning, kEnd, kBarrier, kLdmatrix, kMma, kShuffle };
+enum Stop : int {
+  kRunning, kEnd, kBarrier, kLdmatrix, kMma, kShuffle, kWgmma, kWgmmaWait
+};
 
 struct Copy {
   char* to;
@@ -37,6 +39,15 @@ struct Copy {
   int size;
   bool valid;
   long group;
+  bool done;
+};
+
+// A warp's part of a product of four warps.
+struct Product {
+  int form, width, line, warp;
+  std::uint64_t a, b;
+  long group;
+  int* out[32];
 };
 
 struct Fiber {
@@ -50,8 +61,14 @@ struct Fiber {
   const void *first = nullptr, *second = nullptr;  // its operands
   int* out = nullptr;
   int value = 0, by = 0;
-  std::vector<Copy> copies;
+  std::vector<Copy> copies;                        // that no wait has covered yet
   long group = 0;
+  std::vector<Copy> written;                       // by copies, without a fence since
+  std::uint64_t product[2] = {0, 0};
+  std::vector<Product> products;                   // of a warp, in its first lane
+  long group_of_products = 0;
+  std::size_t asked = 0;
+  bool ready_for_products = false;
 };
 
 enum Problem : int {
@@ -62,7 +79,8 @@ enum Problem : int {
   kNotShared,      // an address that should be of shared memory
   kOverwritten,    // bytes beyond an argument were written
   kPartWarp,       // an operation of a warp of fewer than 32 threads
-  kSelector,       // a byte permutation's selector beyond 7, whose meaning is not documented
+  kSelector,       // a byte permutation's selector beyond 7, or a matrix of no known form
+  kUnfenced,       // products before a fence: of what they read, or of their sums
 };
 
 // What emulate.py reads: how a run ended, and what it counted.
@@ -74,6 +92,7 @@ struct Report {
 };
 
 constexpr std::size_t kPage = 4096, kStack = 1 << 17;
+constexpr std::uint64_t kBase = 1024;  // where a block's own shared memory begins
 
 struct Argument {
   char *base = nullptr, *data = nullptr;
@@ -86,6 +105,8 @@ inline Fiber* current = nullptr;
 inline std::vector<Fiber*> fibers;
 inline Index block;
 inline char *shared = nullptr, *shared_end = nullptr;
+inline std::vector<int> unfenced;  // writes to each 16 bytes of shared memory
+inline std::vector<std::vector<std::pair<std::uint64_t, std::uint64_t>>> asked;
 inline Report report;
 inline std::vector<Argument> arguments;
 inline std::uint64_t random_state = 1;
@@ -136,7 +157,9 @@ __attribute__((noinline)) inline void stop_here(int stop, int line) {
 inline void fiber_main() {
   for (;;) {
     kernel(parameters);
-    current->copies.clear();  // the hardware lets them finish; nobody can see them any more
+    // The hardware lets what is under way finish; nobody can see it any more.
+    current->copies.clear(), current->written.clear(), current->products.clear();
+    current->asked = 0, current->ready_for_products = false;
     stop_here(kEnd, 0);
   }
 }
@@ -175,106 +198,12 @@ inline void drop_fibers() {
   fibers.clear();
 }
 
-// Operations of a warp ----------------------------------------------------------------------------
+void do_operation(Fiber* const* lane);  // emulation_warp.hpp
 
 inline void check_shared(const void* address, int size, int line) {
   const char* at = static_cast<const char*>(address);
   if (at < shared || at + size > shared_end) fail(kNotShared, line);
   if (reinterpret_cast<std::uintptr_t>(at) % size != 0) fail(kAlignment, line);
-}
-
-inline void do_ldmatrix(Fiber* const* lane) {
-  const int count = lane[0]->form;
-  unsigned int words[4][8][4];
-  for (int m = 0; m < count; ++m) {
-    int rows[8] = {0}, most = 0;
-    for (int r = 0; r < 8; ++r) {
-      const void* from = lane[8 * m + r]->first;
-      current = lane[8 * m + r];
-      check_shared(from, 16, lane[0]->line);
-      std::memcpy(words[m][r], from, 16);
-      most = std::max(most, ++rows[(static_cast<const char*>(from) - shared) / 16 % 8]);
-    }
-    report.conflicts += most - 1;
-  }
-  for (int i = 0; i < 32; ++i)
-    for (int m = 0; m < count; ++m) lane[i]->out[m] = static_cast<int>(words[m][i / 4][i % 4]);
-  ++report.ldmatrix;
-}
-
-template <class A, class B>
-void multiply(Fiber* const* lane) {
-  alignas(64) A codes_a[16][32];
-  alignas(64) B codes_b[8][32];
-  for (int i = 0; i < 32; ++i) {
-    const int g = i / 4, t = i % 4;
-    const int* a = static_cast<const int*>(lane[i]->first);
-    const int* b = static_cast<const int*>(lane[i]->second);
-    std::memcpy(&codes_a[g][4 * t], &a[0], 4);
-    std::memcpy(&codes_a[g + 8][4 * t], &a[1], 4);
-    std::memcpy(&codes_a[g][16 + 4 * t], &a[2], 4);
-    std::memcpy(&codes_a[g + 8][16 + 4 * t], &a[3], 4);
-    std::memcpy(&codes_b[g][4 * t], &b[0], 4);
-    std::memcpy(&codes_b[g][16 + 4 * t], &b[1], 4);
-  }
-  alignas(64) std::int16_t wide_a[16][32], wide_b[8][32];
-  for (int i = 0; i < 16 * 32; ++i) wide_a[0][i] = codes_a[0][i];
-  for (int i = 0; i < 8 * 32; ++i) wide_b[0][i] = codes_b[0][i];
-  for (int i = 0; i < 32; ++i) {
-    for (int j = 0; j < 4; ++j) {
-      const std::int16_t* a = wide_a[i / 4 + 8 * (j / 2)];
-      const std::int16_t* b = wide_b[2 * (i % 4) + j % 2];
-      int sum = 0;
-      for (int k = 0; k < 32; ++k) sum += a[k] * b[k];
-      lane[i]->out[j] = static_cast<int>(static_cast<unsigned int>(lane[i]->out[j]) +
-                                         static_cast<unsigned int>(sum));
-    }
-  }
-  ++report.mma;
-}
-
-inline void do_mma(Fiber* const* lane) {
-  switch (lane[0]->form) {
-    case 0: return multiply<std::int8_t, std::int8_t>(lane);
-    case 1: return multiply<std::int8_t, std::uint8_t>(lane);
-    case 2: return multiply<std::uint8_t, std::int8_t>(lane);
-    default: return multiply<std::uint8_t, std::uint8_t>(lane);
-  }
-}
-
-// Codes limited to their dtype, side by side in a word.
-template <class T>
-int pack(std::initializer_list<int> codes) {
-  unsigned int word = 0;
-  int at = 0;
-  for (int code : codes) {
-    const int low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();
-    const unsigned int limited = static_cast<unsigned int>(std::min(std::max(code, low), high));
-    word |= (limited & ((1u << 8 * sizeof(T)) - 1)) << at;
-    at += 8 * sizeof(T);
-  }
-  return static_cast<int>(word);
-}
-
-// Modes of shuffles: 0 xor, 1 from a lane, 2 down, 3 up, 4 none (a barrier of the warp).
-inline void do_shuffle(Fiber* const* lane) {
-  int values[32];
-  for (int i = 0; i < 32; ++i) values[i] = lane[i]->value;
-  for (int i = 0; i < 32; ++i) {
-    const int by = lane[i]->by;
-    int from = i;
-    if (lane[i]->form == 0) from = i ^ by;
-    if (lane[i]->form == 1) from = by & 31;
-    if (lane[i]->form == 2) from = i + by;
-    if (lane[i]->form == 3) from = i - by;
-    lane[i]->value = values[from >= 0 && from < 32 ? from : i];
-  }
-}
-
-inline void do_operation(Fiber* const* lane) {
-  if (lane[0]->stop == kLdmatrix) return do_ldmatrix(lane);
-  if (lane[0]->stop == kMma) return do_mma(lane);
-  return do_shuffle(lane);
 }
 
 // One block -----------------------------------------------------------------------------------------
@@ -401,6 +330,8 @@ inline int launch(void (*function)(void* const*), int count, void** data, const 
     for (unsigned long i = 0; i < total; ++i, at = (at + step) % total) {
       block.x = at % grid[0], block.y = at / grid[0] % grid[1], block.z = at / grid[0] / grid[1];
       std::memset(shared, rubbish, memory.bytes);
+      unfenced.assign(memory.bytes / 16 + 1, 0);
+      asked.clear();
       run_block(threads);
     }
   } else {

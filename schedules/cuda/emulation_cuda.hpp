@@ -1,9 +1,23 @@
 // CUDA kernels on the CPU: what emulate.py puts before the generated source. The names of CUDA C++
 // and of our device functions (device.py), with the meanings that NVIDIA's manuals give them.
 #pragma once
-#include "emulation.hpp"
+#include "emulation_warp.hpp"
 
 namespace vitq {
+
+// Codes limited to their dtype, side by side in a word.
+template <class T>
+int pack(std::initializer_list<int> codes) {
+  unsigned int word = 0;
+  int at = 0;
+  for (int code : codes) {
+    const int low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();
+    const unsigned int limited = static_cast<unsigned int>(std::min(std::max(code, low), high));
+    word |= (limited & ((1u << 8 * sizeof(T)) - 1)) << at;
+    at += 8 * sizeof(T);
+  }
+  return static_cast<int>(word);
+}
 
 inline void check_alignment(const void* address, int size, int line) {
   if (reinterpret_cast<std::uintptr_t>(address) % size != 0) fail(kAlignment, line);
@@ -35,7 +49,10 @@ inline void do_copy(const Copy& copy) {
 inline void copy(int line, int size, void* to, const void* from, bool valid) {
   current->line = line;
   check_shared(to, size, line);
-  Copy one = {static_cast<char*>(to), static_cast<const char*>(from), size, valid, current->group};
+  Copy one = {static_cast<char*>(to), static_cast<const char*>(from),
+              size,                   valid,
+              current->group,         random() % 2 != 0};
+  ++unfenced[(one.to - shared) / 16];
   if (valid) {
     check_alignment(from, size, line);
     // An address outside of its argument faults here rather than at the wait.
@@ -43,18 +60,43 @@ inline void copy(int line, int size, void* to, const void* from, bool valid) {
     static_cast<void>(static_cast<const volatile char*>(from)[size - 1]);
   }
   ++report.copied;
-  if (random() % 2 != 0) do_copy(one);
-  else current->copies.push_back(one);
+  if (one.done) do_copy(one);
+  current->copies.push_back(one);
 }
 
 inline void copy_wait(int left) {
   std::vector<Copy>& waiting = current->copies;
   std::size_t kept = 0;
   for (const Copy& one : waiting) {
-    if (one.group < current->group - left) do_copy(one);
-    else waiting[kept++] = one;
+    if (one.group >= current->group - left) {
+      waiting[kept++] = one;
+      continue;
+    }
+    if (!one.done) do_copy(one);
+    current->written.push_back(one);
   }
   waiting.resize(kept, Copy{});
+}
+
+// What this thread's copies wrote, as far as it has waited for them, is seen by products.
+inline void fence_async() {
+  for (const Copy& one : current->written) --unfenced[(one.to - shared) / 16];
+  current->written.clear();
+}
+
+inline void wgmma(int line, int form, int width, int* d, std::uint64_t a, std::uint64_t b) {
+  current->form = form, current->by = width, current->out = d;
+  current->product[0] = a, current->product[1] = b;
+  stop_here(kWgmma, line);
+}
+
+inline void wgmma_wait(int line, int left) {
+  current->form = left;
+  stop_here(kWgmmaWait, line);
+}
+
+inline std::uint64_t shared_address(const void* at) {
+  return static_cast<const char*>(at) - shared + kBase;
 }
 
 template <int Words>
@@ -87,6 +129,9 @@ inline void store(int line, void* to, const int* s) {
 #define __shfl_sync(mask, value, by) vitq::shuffle(__LINE__, 1, value, by)
 #define __shfl_down_sync(mask, value, by) vitq::shuffle(__LINE__, 2, value, by)
 #define __shfl_up_sync(mask, value, by) vitq::shuffle(__LINE__, 3, value, by)
+
+#define __cvta_generic_to_shared(at) vitq::shared_address(at)
+#define __trap() vitq::fail(vitq::kAlignment, vitq::current->line)
 
 #define uchar unsigned char
 using std::abs;
@@ -175,3 +220,26 @@ inline T __ldg(const T* from) {
 #define vitq_store8(to, s) vitq::store<2>(__LINE__, to, s)
 #define vitq_store16(to, s) vitq::store<4>(__LINE__, to, s)
 #define vitq_shuffle_xor(value, lanes) vitq::shuffle(__LINE__, 0, value, lanes)
+#define vitq_wgmma_s8_n32(d, a, b) vitq::wgmma(__LINE__, 0, 32, d, a, b)
+#define vitq_wgmma_s8_n64(d, a, b) vitq::wgmma(__LINE__, 0, 64, d, a, b)
+#define vitq_wgmma_s8_n96(d, a, b) vitq::wgmma(__LINE__, 0, 96, d, a, b)
+#define vitq_wgmma_s8_n128(d, a, b) vitq::wgmma(__LINE__, 0, 128, d, a, b)
+#define vitq_wgmma_s8_n160(d, a, b) vitq::wgmma(__LINE__, 0, 160, d, a, b)
+#define vitq_wgmma_s8_n192(d, a, b) vitq::wgmma(__LINE__, 0, 192, d, a, b)
+#define vitq_wgmma_s8_n224(d, a, b) vitq::wgmma(__LINE__, 0, 224, d, a, b)
+#define vitq_wgmma_s8_n256(d, a, b) vitq::wgmma(__LINE__, 0, 256, d, a, b)
+#define vitq_wgmma_u8_n32(d, a, b) vitq::wgmma(__LINE__, 1, 32, d, a, b)
+#define vitq_wgmma_u8_n64(d, a, b) vitq::wgmma(__LINE__, 1, 64, d, a, b)
+#define vitq_wgmma_u8_n96(d, a, b) vitq::wgmma(__LINE__, 1, 96, d, a, b)
+#define vitq_wgmma_u8_n128(d, a, b) vitq::wgmma(__LINE__, 1, 128, d, a, b)
+#define vitq_wgmma_u8_n160(d, a, b) vitq::wgmma(__LINE__, 1, 160, d, a, b)
+#define vitq_wgmma_u8_n192(d, a, b) vitq::wgmma(__LINE__, 1, 192, d, a, b)
+#define vitq_wgmma_u8_n224(d, a, b) vitq::wgmma(__LINE__, 1, 224, d, a, b)
+#define vitq_wgmma_u8_n256(d, a, b) vitq::wgmma(__LINE__, 1, 256, d, a, b)
+#define vitq_wgmma_fence() static_cast<void>(vitq::current->ready_for_products = true)
+#define vitq_wgmma_commit() static_cast<void>(++vitq::current->group_of_products)
+#define vitq_wgmma_wait0() vitq::wgmma_wait(__LINE__, 0)
+#define vitq_wgmma_wait1() vitq::wgmma_wait(__LINE__, 1)
+#define vitq_fence_async() vitq::fence_async()
+#define vitq_together() static_cast<void>(vitq::shuffle(__LINE__, 4, 0, 0))
+#define vitq_settle8(d) static_cast<void>(d)

@@ -23,9 +23,9 @@ from schedules.spaces.gpu_linear import gpu_linear_task, gpu_linear_tile
 from .few_rows import few_rows, takes_few_rows
 from .member import Member
 from .tail import Tail
-from .target import ARCHITECTURES
 from .tensor_core import TensorCoreLinears
 from .tile import CudaTile
+from .warpgroup import WarpgroupLinears
 
 __all__ = ["linears", "packed_linear"]
 
@@ -117,7 +117,9 @@ def _build(
 ) -> tirx.PrimFunc:
     if tile is None and takes_few_rows(members):
         return few_rows(members, params, attrs)
-    return TensorCoreLinears(members, tile or _tile(members, schedules)).build(params, attrs)
+    tile = tile or _tile(members, schedules)
+    kernel = WarpgroupLinears if tile.wgmma else TensorCoreLinears
+    return kernel(members, tile).build(params, attrs)
 
 
 def _operator(func: tirx.PrimFunc) -> str:
@@ -134,8 +136,7 @@ def _tile(members: Sequence[Member], schedules: Schedules | None) -> CudaTile:
         str(first.x.dtype), str(members[-1].last.dtype), first.unit, first.spec.gather)
     if schedules is not None:
         point = schedules.point(task)
-        return CudaTile(**point) if point else gpu_linear_tile(
-            task, ARCHITECTURES[schedules.isa.name])
+        return CudaTile(**point) if point else gpu_linear_tile(task, schedules.isa.name)
     target = tvm.target.Target.current(allow_none=True)
-    room = target.attrs.get("max_shared_memory_per_block", None) if target is not None else None
-    return gpu_linear_tile(task, int(room or 0))
+    arch = target.attrs.get("arch", "") if target is not None else ""
+    return gpu_linear_tile(task, str(arch))

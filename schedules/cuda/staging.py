@@ -6,7 +6,9 @@ in a bank. A row may come through a table; one that is put together from pieces 
 table for each copy. A copy is as wide as rows are aligned, 16, 8 or 4 bytes; rows that are not even
 aligned to 4 bytes are loaded code by code.
 
-Packed weights of ``bk`` channels are ``32 * bk`` contiguous bytes for each group of 32 columns.
+Packed weights of ``bk`` channels are ``32 * bk`` contiguous bytes for each group of 32 columns; for
+products of four warps, 16 channels of all columns are together instead, so that from 8 columns to
+the next it is as far everywhere.
 """
 
 from __future__ import annotations
@@ -170,7 +172,11 @@ class Weights:
             valid = const(True, "bool") if whole else (
                 step + tirx.floordiv(unit, const(GROUP, "int32")) < self.steps)
             source = choose(w, self.members, partial(self._origin, group, step, unit))
-            target = pointer(self.shared, stage * self.stage + slot * CHUNK)
+            put = slot * CHUNK
+            if tile.wgmma:
+                part = tirx.floordiv(unit, const(GROUP, "int32")) * (tile.bn // GROUP) + group
+                put = (part * GROUP + unit % GROUP) * CHUNK
+            target = pointer(self.shared, stage * self.stage + put)
             if self.total % tile.threads:
                 with w.when(slot < self.total):
                     w.call("vitq_copy16", target, source, valid)

@@ -8,7 +8,7 @@ import tvm
 
 from schedules.host import host_architecture
 
-__all__ = ["ARCHITECTURES", "is_cuda_name", "resolve_cuda_target"]
+__all__ = ["ARCHITECTURES", "has_wgmma", "is_cuda_name", "resolve_cuda_target"]
 
 ARCHITECTURES = {
     "sm_75": 65536,
@@ -17,6 +17,7 @@ ARCHITECTURES = {
     "sm_87": 101376,
     "sm_89": 101376,
     "sm_90": 232448,
+    "sm_90a": 232448,
 }
 """Architectures and the shared memory that a block may have wherever their code runs, bytes (CUDA
 C++ Programming Guide, technical specifications per compute capability). sm_80 and sm_87 themselves
@@ -25,6 +26,11 @@ than workstation GPUs of later generations have."""
 
 DEFAULT = "sm_80"
 """Machine code of it runs on all of sm_80 … sm_89, and its PTX on everything newer."""
+
+
+def has_wgmma(arch: str) -> bool:
+    """Whether four warps multiply together there; "" has what all architectures have."""
+    return arch == "sm_90a"
 
 
 def is_cuda_name(name: str) -> bool:
@@ -38,10 +44,10 @@ def resolve_cuda_target(name: str = "cuda") -> tvm.target.Target:
     Parameters
     ----------
     name
-        ``"sm_75"``, ``"sm_80"``, ``"sm_86"``, ``"sm_87"``, ``"sm_89"`` or ``"sm_90"``, also as
-        ``"cuda+sm_80"`` or ``"SM80"``; ``"cuda"`` is ``"sm_80"``. Code for one of them
-        runs on it and on later ones: as machine code within a generation (sm_8x), else from PTX
-        that the driver compiles.
+        ``"sm_75"``, ``"sm_80"``, ``"sm_86"``, ``"sm_87"``, ``"sm_89"``, ``"sm_90"`` or
+        ``"sm_90a"``, also as ``"cuda+sm_80"`` or ``"SM80"``; ``"cuda"`` is ``"sm_80"``. Code for
+        one of them runs on it and on later ones: as machine code within a generation (sm_8x), else
+        from PTX that the driver compiles; that of sm_90a (H100, H200, with ``wgmma``) on it alone.
 
     Raises
     ------

@@ -48,12 +48,14 @@ class TensorCoreLinears:
         self.rows = first.rows
         self.blocks = [-(-member.columns // tile.bn) for member in members]
         self.steps = int(first.weights.shape[1])
+        self.ahead = tile.stages - 1  # steps that copies are ahead of products
+        self.registers: int | None = None  # of a thread, if ptxas should not choose
 
     def build(self, params: Sequence[Any], attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""
         tile = self.tile
         grid = (sum(self.blocks), -(-self.rows // tile.bm))
-        w = self.w = CudaWriter(grid, tile.threads)
+        w = self.w = CudaWriter(grid, tile.threads, self.registers)
         self._place_block()
         source = self.members[0].source(w)
         self.results = [member.result(w) for member in self.members]
@@ -119,7 +121,7 @@ class TensorCoreLinears:
         """Start the first stages, and the copies of the columns' parameters."""
         w, tile = self.w, self.tile
         count = -(-self.steps * 16 // tile.bk)
-        for stage in range(tile.stages - 1):
+        for stage in range(self.ahead):
             if stage < count:
                 self._issue(const(stage, "int32"), const(stage * tile.bk, "int32"))
             if stage == 0:
@@ -314,7 +316,8 @@ class TensorCoreLinears:
             own = [index for found, index in self._owned(part) if found == group]
             if not own:
                 continue
-            rows = [w.bind("row", start + 8 * index) for index in own]
+            self._settle(group)
+            rows = [w.bind("row", start + self._offset(index)) for index in own]
             place = w.bind("place", (self.warp_group + group) * GROUP + w.lane % 4 * 8)
             finish.begin(w.bind("column", self.first_group * GROUP + place))
             held = finish.fetch(rows)
@@ -322,6 +325,13 @@ class TensorCoreLinears:
             for number, (index, row) in enumerate(zip(own, rows, strict=True)):
                 joined = tile.warps_k > 1
                 finish.row(row, self._row_sums(group, index, joined), held, number)
+
+    def _settle(self, group: int) -> None:
+        """Have a group's sums ready."""
+
+    def _offset(self, index: int) -> int:
+        """Return how far an eighth of a warp's rows is from the first one."""
+        return 8 * index
 
     def _register(self, group: int, index: int, i: int) -> int:
         """Return the register of sum ``i`` of eight neighbouring ones of a row."""

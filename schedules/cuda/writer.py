@@ -22,7 +22,7 @@ from tvm import tirx
 
 from schedules.builder import Writer, const
 
-from .device import FUNCTIONS
+from .functions import FUNCTIONS
 
 __all__ = ["CudaWriter", "pointer"]
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ..cuda.target import ARCHITECTURES
+from ..cuda.target import ARCHITECTURES, has_wgmma
 from ..cuda.tile import (
     MOST_OUTPUTS,
     MOST_REGISTERS,
+    REGISTERS,
     SHARED,
     SPARE,
     CudaTile,
@@ -29,7 +30,7 @@ from ..task import Point, Task
 
 __all__ = ["gpu_linear_space", "gpu_linear_task", "gpu_linear_tile"]
 
-_MOST_WARPS = 8
+_MOST_WARPS, _MOST_WARPS_TOGETHER = 8, 16
 
 
 def gpu_linear_task(
@@ -56,32 +57,38 @@ def gpu_linear_task(
                    dtypes=f"{dtype}→{out_dtype}", unit=unit, gather=gather)
 
 
-def _problem(task: Task) -> tuple[int, list[int], int, int, bool]:
+def _problem(task: Task) -> tuple[int, list[int], int, int, bool, int]:
     rows, _, depth = task.shape
-    size = np.dtype(str(task.fields["dtypes"]).partition("→")[0]).itemsize
-    return rows, list(task.fields["columns"]), depth, int(size), "+" in task.fields["op"]
+    op = str(task.fields["op"])
+    size, out = (int(np.dtype(name).itemsize)
+                 for name in str(task.fields["dtypes"]).split("→"))
+    result = out * (2 if op.startswith("linear_requant_add") else 1)
+    return rows, list(task.fields["columns"]), depth, size, "+" in op, result
 
 
-def gpu_linear_tile(task: Task, room: int) -> CudaTile:
+def gpu_linear_tile(task: Task, arch: str) -> CudaTile:
     """Return the tile of the default rule.
 
     Parameters
     ----------
     task
         The kernel.
-    room
-        Bytes of shared memory that a block may have, 0 if that is not known.
+    arch
+        One of :data:`~schedules.cuda.target.ARCHITECTURES`; "" for what all of them have.
     """
-    return default_tile(*_problem(task), max(SHARED, room - SPARE))
+    return default_tile(*_problem(task), _room(arch), has_wgmma(arch))
+
+
+def _room(arch: str) -> int:
+    return max(SHARED, ARCHITECTURES.get(arch, 0) - SPARE)
 
 
 def gpu_linear_space(task: Task, isa: ISA) -> Space:
     """Return the space of a kernel of weight matmuls."""
-    rows, columns, depth, size, tail = _problem(task)
-    room = ARCHITECTURES[isa.name]
-    shared = max(SHARED, room - SPARE)
+    rows, columns, depth, size, tail, result = _problem(task)
+    shared = _room(isa.name)
     unit = int(task.fields["unit"])
-    default = asdict(gpu_linear_tile(task, room))
+    default = asdict(gpu_linear_tile(task, isa.name))
 
     def allowed(point: Point) -> bool:
         try:
@@ -90,7 +97,10 @@ def gpu_linear_space(task: Task, isa: ISA) -> Space:
             return False
         warps = tile.threads // 32
         outputs = tile.bm * tile.bn * tile.warps_k // tile.threads
-        return (warps <= _MOST_WARPS and tile.registers(size) <= MOST_REGISTERS
+        if tile.wgmma and (size > 1 or tile.registers(1) * tile.threads > REGISTERS):
+            return False
+        return (warps <= (_MOST_WARPS_TOGETHER if tile.wgmma else _MOST_WARPS)
+                and tile.registers(size) <= MOST_REGISTERS
                 and tile.shared_bytes(size) <= shared
                 and not (tail and outputs > MOST_OUTPUTS)
                 and tile.threads >= tile.bk * size // max(unit, 4)
@@ -100,7 +110,7 @@ def gpu_linear_space(task: Task, isa: ISA) -> Space:
     def cost(point: Point) -> float:
         tile = CudaTile(**point)
         late = 0.1 * (tile.stages == 2 and depth > 2 * tile.bk) + 0.02 * abs(tile.stages - 4)
-        return (1 + late) * predicted(tile, rows, columns, depth, size, tail, shared)
+        return (1 + late) * predicted(tile, rows, columns, depth, size, tail, result, shared)
 
     parameters: dict[str, Any] = {
         "bm": [16, 32, 64, 96, 128, 192, 256],
@@ -110,5 +120,9 @@ def gpu_linear_space(task: Task, isa: ISA) -> Space:
         "warps_n": [1, 2, 4],
         "stages": [2, 3, 4, 5],
         "warps_k": [1, 2, 4],
+        "wgmma": [False, True] if has_wgmma(isa.name) else [False],
     }
+    if has_wgmma(isa.name):
+        parameters |= {"bn": [32, 64, 96, 128, 192, 256], "warps_m": [1, 2, 4, 8, 12, 16],
+                       "stages": [2, 3, 4, 5, 6]}
     return Space(parameters, default, lambda point: point == default or allowed(point), cost)

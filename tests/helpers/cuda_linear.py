@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from schedules.apply import gemm_spec
+from schedules.cuda.emulate import Emulator
+from schedules.cuda.linear import packed_linear
+from schedules.cuda.tile import CudaTile
 from schedules.gemm import Epilogue
 from schedules.isa import CUDA
 from schedules.matmul import packed_linear_te
 from schedules.packing import narrow_form, pack, pad_columns, plan_linear
 from tests.helpers.kernels import CODES, LIMITS, rq
 
-__all__ = ["LinearCase", "linear_case"]
+__all__ = ["LinearCase", "check", "linear_case", "main_loop", "scheduled"]
 
 
 @dataclass
@@ -110,3 +115,39 @@ def linear_case(
         residual=tensors.get("residual"), rows=tensors.get("rows"), gather=gather)
     return LinearCase(te.create_prim_func([*tensors.values(), out]), list(inputs.values()),
                       total.astype("int32" if kind == "acc" else out_dtype))
+
+
+def scheduled(case: LinearCase, tile: CudaTile | None) -> tirx.PrimFunc:
+    """Return a case's kernel."""
+    spec = gemm_spec(case.func)
+    assert spec is not None
+    return packed_linear(list(case.func.params), spec, {"tirx.noalias": True}, tile)
+
+
+def check(ready: Emulator, name: str, case: LinearCase, seeds: int = 2) -> None:
+    """Run a kernel on a case's inputs, in several orders of threads."""
+    for seed in range(seeds):
+        out = np.full_like(case.expected, 77)
+        counts = ready.run(name, *case.inputs, out, seed=seed)
+        np.testing.assert_array_equal(out, case.expected)
+        assert counts.conflicts == 0
+
+
+def main_loop(code: str, most: str) -> list[str]:
+    """Return the instructions' names of the loop that holds the most of one of them."""
+    names: list[str] = []
+    labels: dict[str, int] = {}
+    best: list[str] = []
+    for line in code.splitlines():
+        label = re.match(r"\s*\.(L_x_\d+):", line)
+        if label:
+            labels[label[1]] = len(names)
+        found = re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+ )?([A-Z0-9]+)(.*)", line)
+        if not found:
+            continue
+        names.append(found[1])
+        goal = re.search(r"\.(L_x_\d+)", found[2])
+        if found[1] == "BRA" and goal and goal[1] in labels:
+            body = names[labels[goal[1]] :]
+            best = max(best, body, key=lambda part: part.count(most))
+    return best

@@ -115,6 +115,12 @@ def test_what_tvm_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason.endswith("TVM finds none on this machine (without libcudart.so.13)")
     monkeypatch.setattr(gpu, "architecture_here", lambda: "sm_86")
     assert "for sm_90, and this machine's GPU is sm_86" in gpu.reason_not_here({"arch": "sm_90"})
+    monkeypatch.setattr(gpu, "architecture_here", lambda: "sm_100")
+    assert "for sm_90a, and this machine's GPU is sm_100" in gpu.reason_not_here(
+        {"arch": "sm_90a"})  # code of an "a" runs there alone
+    for arch, here in (("sm_90", "sm_100"), ("sm_90a", "sm_90")):
+        monkeypatch.setattr(gpu, "architecture_here", lambda here=here: here)
+        assert gpu.reason_not_here({"arch": arch}) == ""
 
 
 @needs_nvcc

@@ -60,7 +60,7 @@ def test_native_runs_here() -> None:
 
 
 @pytest.mark.parametrize(("arch", "base"), [
-    ("sm_75", "sm_75"), ("sm_90", "sm_90"), ("sm_90a", "sm_90"), ("sm_100", "sm_80"),
+    ("sm_75", "sm_75"), ("sm_90", "sm_90"), ("sm_90a", "sm_90a"), ("sm_100", "sm_80"),
     ("sm_120a", "sm_80")])  # fmt: skip
 def test_gpus_that_are_not_listed(arch: str, base: str) -> None:
     assert cuda_isa(arch).name == base and cuda_isa(arch).gpu

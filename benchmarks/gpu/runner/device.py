@@ -48,7 +48,9 @@ def why_not(arch: str) -> str:
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         parts.append(value.value)
     here, wanted = 10 * parts[0] + parts[1], int("".join(filter(str.isdigit, arch)) or 0)
-    return "" if here >= wanted else f"the artefacts are for {arch}, and this device is sm_{here}"
+    # Code for sm_90a, say, runs there and nowhere else.
+    runs = here == wanted if arch[-1:].isalpha() else here >= wanted
+    return "" if runs else f"the artefacts are for {arch}, and this device is sm_{here}"
 
 
 def _nvidia_smi(fields: list[str]) -> list[str]:

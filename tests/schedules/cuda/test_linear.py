@@ -11,17 +11,14 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvm import tirx
 
-from schedules.apply import gemm_spec
 from schedules.cuda.compile import compile_cuda, ptx, sass
 from schedules.cuda.emulate import Emulator
-from schedules.cuda.linear import packed_linear
 from schedules.cuda.lower import lower
 from schedules.cuda.target import resolve_cuda_target
 from schedules.cuda.tile import CHOICES, SHARED, SPARE, CudaTile, default_tile, tiles
 from tests.helpers.cuda import emulator, needs_nvcc, needs_nvdisasm
-from tests.helpers.cuda_linear import LinearCase, linear_case
+from tests.helpers.cuda_linear import LinearCase, check, linear_case, main_loop, scheduled
 
 SMALL = CudaTile(32, 32, 64, 2, 1, 3)
 
@@ -114,21 +111,6 @@ CASES: dict[str, tuple[CudaTile | None, dict[str, Any]]] = {
     "head of a ragged depth": (None, {"rows": 4, "columns": 64, "depth": 75}),
     "default tile": (None, {"rows": 197, "columns": 96, "depth": 96}),
 }
-
-
-def scheduled(case: LinearCase, tile: CudaTile | None) -> tirx.PrimFunc:
-    """Return a case's kernel."""
-    spec = gemm_spec(case.func)
-    assert spec is not None
-    return packed_linear(list(case.func.params), spec, {"tirx.noalias": True}, tile)
-
-
-def check(ready: Emulator, name: str, case: LinearCase, seeds: int = 2) -> None:
-    for seed in range(seeds):
-        out = np.full_like(case.expected, 77)
-        counts = ready.run(name, *case.inputs, out, seed=seed)
-        np.testing.assert_array_equal(out, case.expected)
-        assert counts.conflicts == 0
 
 
 @pytest.fixture(scope="module")
@@ -235,30 +217,10 @@ def test_inner_loop(dtype: str, most: int) -> None:
     case = linear_case(dtype, 1024, 768, 768)
     target = resolve_cuda_target("sm_90")
     code = sass(lower({"k": scheduled(case, tile)}, target)[0], "sm_90")["k_kernel"]
-    body = _loop(code)
+    body = main_loop(code, "IMMA")
     assert body.count("IMMA") == 64 and body.count("LDSM") == 16
     assert body.count("BAR") == 1 and body.count("MOV") <= 2
     assert len(body) <= most
-
-
-def _loop(code: str) -> list[str]:
-    """Return the instructions' names of the loop that holds the most IMMA."""
-    names: list[str] = []
-    labels: dict[str, int] = {}
-    best: list[str] = []
-    for line in code.splitlines():
-        label = re.match(r"\s*\.(L_x_\d+):", line)
-        if label:
-            labels[label[1]] = len(names)
-        found = re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+ )?([A-Z0-9]+)(.*)", line)
-        if not found:
-            continue
-        names.append(found[1])
-        goal = re.search(r"\.(L_x_\d+)", found[2])
-        if found[1] == "BRA" and goal and goal[1] in labels:
-            body = names[labels[goal[1]] :]
-            best = max(best, body, key=lambda part: part.count("IMMA"))
-    return best
 
 
 def test_needs_no_target() -> None:

@@ -32,7 +32,7 @@ def test_code_runs_on_what_it_is_said_to() -> None:
 
 
 @pytest.mark.parametrize("name", [
-    "sm_70", "sm_", "cuda+", "cuda+70", "cuda+sm_61", "sm_90+cuda", "sm_100", "sm_90a"])
+    "sm_70", "sm_", "cuda+", "cuda+70", "cuda+sm_61", "sm_90+cuda", "sm_100", "sm_80a"])
 def test_unknown_names(name: str) -> None:
     with pytest.raises(ValueError, match=r"unknown CUDA target .*: use cuda .* sm_75") as error:
         resolve_target(name)
