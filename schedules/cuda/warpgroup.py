@@ -7,8 +7,8 @@ in for all, and the products of step ``s - 2`` are done for all: into their stag
 step ``s + stages - 2``. Those of step ``s - 1`` may run on, so tensor cores do not wait for the
 barrier.
 
-Rows lie in stages as :mod:`.staging` puts them, whose permutation of chunks is one that the products
-know; weights as matrices of 8 columns of 16 channels.
+Rows lie in stages as :mod:`.staging` puts them, whose permutation of chunks is one that the
+products know; weights as matrices of 8 columns of 16 channels.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class WarpgroupLinears(TensorCoreLinears):
         if self.size > 1:
             raise ValueError("products of four warps take activations of 8 bits")
         self.ahead = tile.stages - 2
-        # Left to itself ptxas takes what one block may have, and a second one finds no room. What is
-        # added, and that there are columns past the end, take some more.
+        # Left to itself ptxas takes what one block may have, and a second one finds no room. What
+        # is added, and that there are columns past the end, take some more.
         first = members[0]
         more = 16 if first.spec.epilogue.kind == "requant_add" and first.columns % tile.bn else 0
         self.registers = min(tile.registers(1) + more, REGISTERS // tile.threads)

@@ -1,9 +1,9 @@
-"""Device functions of sm_90a: products of four warps, ``wgmma``, that read shared memory themselves.
+"""Device functions of sm_90a: ``wgmma``, products of four warps that read shared memory themselves.
 
 ``d += a @ b`` of 64 rows, 32 codes of K and N columns. Operands are described by 64 bits: an
 address, how rows are laid out, and how far apart parts of the matrix are (PTX ISA, "asynchronous
-warpgroup level matrix instructions"). Warp ``i`` of the four has rows ``16*i`` to ``16*i + 15``, its
-sums being those of ``mma.sync`` for one tile of 8 columns after the other.
+warpgroup level matrix instructions"). Warp ``i`` of the four has rows ``16*i`` to ``16*i + 15``,
+its sums being those of ``mma.sync`` for one tile of 8 columns after the other.
 
 The products read shared memory as the "asynchronous proxy": what threads (or their copies) wrote is
 seen by it after :data:`vitq_fence_async` in the writing thread, and a barrier.
@@ -38,9 +38,9 @@ def _asm(name: str, text: str) -> DeviceFunction:
 
 WARPGROUP = [
     *(_product(kind, width) for kind in ("s8", "u8") for width in WIDTHS),
-    # Matrices of 8 rows of 16 bytes: `leading` bytes from one to the next along K (form 0), `stride`
-    # bytes from 8 rows to the next 8; forms 1, 2: rows of 128, 64 bytes whose 16-byte chunks are
-    # permuted by an exclusive or with bits 7 and up of the address.
+    # Matrices of 8 rows of 16 bytes: `leading` bytes from one to the next along K (form 0),
+    # `stride` bytes from 8 rows to the next 8; forms 1, 2: rows of 128, 64 bytes whose 16-byte
+    # chunks are permuted by an exclusive or with bits 7 and up of the address.
     function("vitq_descriptor(const void* shared, int leading, int stride, int form)", """
   unsigned long long at = static_cast<unsigned long long>(__cvta_generic_to_shared(shared));
   return (at & 0x3ffff) >> 4 | static_cast<unsigned long long>(leading >> 4) << 16 |
@@ -55,7 +55,7 @@ WARPGROUP = [
     _asm("vitq_wgmma_wait0", "wgmma.wait_group.sync.aligned 0;"),
     _asm("vitq_wgmma_wait1", "wgmma.wait_group.sync.aligned 1;"),
     _asm("vitq_together", "bar.warp.sync 0xffffffff;"),
-    # Sums are not looked at before the wait, though for the compiler it has nothing to do with them.
+    # Sums are not looked at before the wait, which the compiler does not know to concern them.
     function("vitq_settle8(int* d)", "\n".join(
         f'  asm volatile("" : "+r"(d[{i}]) :: "memory");' for i in range(8))),
 ]

@@ -56,8 +56,8 @@ def test_spaces(task: Task, arch: str) -> None:
             continue
         cut = CudaTile(**point)
         assert cut.shared_bytes(size) < ARCHITECTURES[arch]
-            assert cut.threads <= (512 if cut.wgmma else 256)
-            assert not cut.wgmma or arch == "sm_90a" and size == 1
+        assert cut.threads <= (512 if cut.wgmma else 256)
+        assert not cut.wgmma or (arch == "sm_90a" and size == 1)
         assert cut.registers(size) <= MOST_REGISTERS
 
 

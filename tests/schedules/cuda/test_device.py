@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 from tvm import tirx
 
 from schedules.builder import const, load
-from schedules.cuda.functions import FUNCTIONS
 from schedules.cuda.emulate import HEADER, Emulator
+from schedules.cuda.functions import FUNCTIONS
 from schedules.cuda.writer import CudaWriter, pointer
 from tests.helpers.cuda import emulator, kernel, words
 
