@@ -163,6 +163,10 @@ class Translator:
             return self.read(expr)
         if kind == "Cast":
             return self._cast(self.value(expr.value), str(expr.ty.dtype))
+        special = self._ramp(expr) if kind == "Min" else self._magnitude(expr) if (
+            kind == "Max") else None
+        if special is not None:
+            return special
         if kind in BINARY:
             return self._binary(expr, kind, self.value(expr.a), self.value(expr.b))
         if kind == "Call" and expr.op.same_as(_CLZ) and str(expr.args[0].ty.dtype) == "int32":
@@ -214,6 +218,43 @@ class Translator:
         if len(kinds) == 1:
             return kinds.pop()
         return "uint32" if "int64" not in kinds and lowest >= 0 else "int64"
+
+    def _magnitude(self, expr: Any) -> Value | None:
+        """Return ``max(x, 0 - x)``."""
+        if type(expr.b).__name__ != "Sub" or not tvm_ffi.structural_equal(expr.a, expr.b.b):
+            return None
+        zero, value = self.value(expr.b.a), self.value(expr.a)
+        if (zero.lo, zero.hi) != (0, 0) or value.dtype != "int32" or value.lo == -(2**31):
+            return None
+        code = self.steps.w.value("vitq_abs", value.code)
+        return Value(code, max(value.lo, -value.hi, 0), max(-value.lo, value.hi))
+
+    def _ramp(self, expr: Any) -> Value | None:
+        """Return ``min(max(x, 0), end)``."""
+        if type(expr.a).__name__ != "Max":
+            return None
+        low, value, end = (self.value(e) for e in (expr.a.b, expr.a.a, expr.b))
+        if (low.lo, low.hi) != (0, 0) or end.lo < 0 or value.lo >= 0 or value.hi <= 0 or any(
+                v.dtype != "int32" for v in (value, end)):
+            return None
+        code = self.steps.w.value("vitq_ramp", value.code, end.code)
+        return Value(code, 0, min(value.hi, end.hi))
+
+    def saturated(self, expr: Any, dtype: str) -> Value:
+        """Return the value without clamps to all of its dtype, for one who limits it to that."""
+        inner = expr
+        for wanted, end in (("Cast", None), ("Min", 1), ("Max", 0)):
+            if type(inner).__name__ != wanted:
+                return self.value(expr)
+            if end is None:
+                inner = inner.value
+                continue
+            bound = self.value(inner.b)
+            if bound.lo != bound.hi or bound.lo != limits(dtype)[end]:
+                return self.value(expr)
+            inner = inner.a
+        found = self.value(inner)
+        return found if found.dtype == "int32" else self.value(expr)
 
     def _power_of_two(self, total: Any, shift: Value) -> Value | None:
         """Return ``(x * 2^k + 2^(e-1)) >> e`` without its product: the scales were the same."""

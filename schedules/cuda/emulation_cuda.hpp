@@ -172,6 +172,7 @@ inline unsigned int __umulhi(unsigned int a, unsigned int b) {
 inline long long __mul64hi(long long a, long long b) {
   return static_cast<long long>(static_cast<__int128>(a) * b >> 64);
 }
+inline int __vimin_s32_relu(int a, int b) { return max(min(a, b), 0); }
 inline int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 32; i += 8)
     c += static_cast<std::int8_t>(a >> i) * static_cast<std::int8_t>(b >> i);

@@ -239,7 +239,8 @@ class Finish:
         w, result = self.w, self.result
         codes = [w.bind("code", self.code(value, held, index, i)) for i, value in enumerate(sums)]
         if result.tail is not None:
-            codes = result.tail.codes(w, row, codes)
+            packed = self.vectors and str(result.out.dtype) in PACKS
+            codes = result.tail.codes(w, row, codes, packed)
         at = w.bind("at", row * result.columns + self.column)
         if not self.vectors:
             for i, code in enumerate(codes):

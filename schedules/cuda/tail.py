@@ -81,13 +81,16 @@ class Tail:
         read = Expressions(None, axes, lambda inner, _: inner)
         return _flat_index(node.source, [read.code(index) for index in node.indices])
 
-    def codes(self, w: Any, row: Any, codes: Sequence[Any]) -> list[Any]:
-        """Return the results for eight codes of a row, as int32."""
-        return [self._code(w, row, i, code) for i, code in enumerate(codes)]
+    def codes(self, w: Any, row: Any, codes: Sequence[Any], packed: bool = False) -> list[Any]:
+        """Return the results for eight codes of a row, as int32.
 
-    def _code(self, w: Any, row: Any, i: int, code: Any) -> Any:
+        ``packed`` says that the caller limits them to their dtype.
+        """
+        return [self._code(w, row, i, code, packed) for i, code in enumerate(codes)]
+
+    def _code(self, w: Any, row: Any, i: int, code: Any, packed: bool) -> Any:
         try:
-            found = self._translated(w, row, i, code)
+            found = self._translated(w, row, i, code, packed)
         except NotTaken:
             found = self._rebuilt(w, row, i, code)
         return w.bind("code", found)
@@ -100,7 +103,7 @@ class Tail:
             row = tirx.floordiv(row, const(extent, "int32"))
         return dict(zip(stage.axes, indices, strict=True))
 
-    def _translated(self, w: Any, row: Any, i: int, code: Any) -> Any:
+    def _translated(self, w: Any, row: Any, i: int, code: Any, packed: bool) -> Any:
         """Return the value by registers of 32 bits and intervals."""
         done: dict[Any, Value] = {}
 
@@ -126,7 +129,9 @@ class Tail:
                 return element(w.bind("entry", load(self.buffers[node.source], place)), dtype)
 
             translator = Translator(w, read)
-            done[stage.buffer] = translator.value(stage.value)
+            last = packed and stage.buffer.same_as(self.last.buffer)
+            done[stage.buffer] = (translator.saturated(stage.value, self.dtype) if last
+                                  else translator.value(stage.value))
             return done[stage.buffer]
 
         found = value_of(self.last)

@@ -87,7 +87,7 @@ def write_words(w: CudaWriter, x: Any, y: Any) -> None:
 
 
 BINARY = {"vitq_dot4": 3, "vitq_high": 2, "vitq_bytes": 3, "vitq_pack_s8": 4, "vitq_pack_u8": 4,
-          "vitq_pack_s16": 2, "vitq_divide": 2}
+          "vitq_pack_s16": 2, "vitq_divide": 2, "vitq_abs": 1, "vitq_ramp": 2}
 
 
 def write_scalar(name: str) -> Callable[..., None]:
@@ -120,6 +120,24 @@ def device() -> Emulator:
     funcs["words"] = kernel(write_words, [words("x", 224), words("y", 224)])
     funcs["shuffle"] = kernel(write_shuffles, [words("x", 32), words("y", 160)])
     return emulator(funcs)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_ramp_and_magnitude(arch: str) -> None:
+    """Both forms of the ramp; at the ends of int32, too."""
+    ready = emulator({name: kernel(write_scalar(name), [
+        words("x", 32 * BINARY[name]), words("y", 32)]) for name in ("vitq_abs", "vitq_ramp")},
+        arch)
+    rng = np.random.default_rng(0)
+    x = rng.integers(-(2**31) + 1, 2**31, 32).astype(np.int32)
+    x[:4] = -(2**31) + 1, 2**31 - 1, 0, -1
+    end = np.abs(rng.integers(-(2**31) + 1, 2**31, 32) >> rng.integers(0, 31, 32)).astype(np.int32)
+    end[4:6] = 0, 2**31 - 1
+    y = np.zeros(32, np.int32)
+    ready.run("vitq_abs", x, y)
+    assert (y == np.abs(x.astype(np.int64))).all()
+    ready.run("vitq_ramp", np.concatenate([x, end]), y)
+    assert (y == np.minimum(np.maximum(x, 0), end)).all()
 
 
 def test_every_function_with_assembly_is_emulated() -> None:

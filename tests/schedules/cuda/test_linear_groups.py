@@ -13,6 +13,8 @@ from tvm import relax, te, tirx
 from relay_passes.dialect.gelu import gelu
 from schedules.cuda.expression import Expressions, loads_of, stages_of, substitute
 from schedules.cuda.linear import linears
+from schedules.cuda.lower import lower
+from schedules.cuda.target import resolve_cuda_target
 from schedules.cuda.tile import CudaTile
 from tests.helpers.cuda import emulator
 from tests.helpers.cuda_linear import LinearCase, linear_case
@@ -44,14 +46,16 @@ def run_group(
 
 
 def gelu_tail(
-    codes: np.ndarray, method: str, out_dtype: str = "int8", channels: bool = False
+    codes: np.ndarray, method: str, out_dtype: str = "int8", channels: bool = False,
+    clamp: tuple[int, int] | None = None,
 ) -> tuple[Any, list[np.ndarray], np.ndarray]:
     """Return GELU of codes as a tail: its PrimFunc, its constants, its result."""
     columns = codes.shape[-1]
     scale = np.linspace(0.5, 2.0, columns) if channels else None
     info = np.iinfo(out_dtype)
+    low, high = clamp or (int(info.min), int(info.max))
     mod = module([codes], lambda x: gelu(
-        x, 3e-4 if codes.dtype == np.int16 else 0.03, 0, 0.02, -3, int(info.min), int(info.max),
+        x, 3e-4 if codes.dtype == np.int16 else 0.03, 0, 0.02, -3 if low < 0 else 9, low, high,
         out_dtype, method, channel_scale=scale))
     expected = Interpreter(mod).evaluate(codes)
     lowered = relax.transform.LegalizeOps()(mod)
@@ -104,6 +108,21 @@ def test_parts_of_k_finish_with_a_tail(tile: CudaTile) -> None:
     first = linear_case("int16", 21, 68, 300, "requant", "int16", shifts=(34, 44))
     other = linear_case("int16", 21, 40, 300, "requant", "int8", share=first.inputs[:1], seed=4)
     run_group([first, other], [gelu_tail(first.expected, "poly", channels=True), None], tile)
+
+
+def test_tail_takes_short_forms() -> None:
+    """Of magnitude and ramp; packing alone limits the result to its dtype."""
+    case = linear_case("int8", 21, 64, 96, "requant", "int16", shifts=(34, 44))
+    target = resolve_cuda_target("sm_90")
+
+    def source(out_dtype: str, clamp: tuple[int, int] | None = None) -> str:
+        tail = gelu_tail(case.expected, "poly", out_dtype, channels=True, clamp=clamp)
+        run_group([case], [tail], SMALL)
+        return lower({"k": linears([case.func], [tail[0]], SMALL)}, target)[0]
+
+    whole = source("int8")
+    assert "vitq_abs(" in whole and "vitq_ramp(" in whole and "-128" not in whole
+    assert "-100" in source("int8", (-100, 127)) and "(-7" not in source("uint8")
 
 
 def test_tail_of_a_classifier() -> None:
