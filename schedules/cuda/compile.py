@@ -23,6 +23,8 @@ import tvm_ffi
 
 from .lower import cuda_source, text_kept
 from .nvcc import Resources, compile_cuda, find_nvcc, ptx, resource_report, sass
+from .overlap import overlapping
+from .target import is_hopper
 
 __all__ = ["CudaBuild", "compile_cuda", "cuda_build", "cuda_source", "find_nvcc", "ptx",
            "resource_report", "sass"]
@@ -66,7 +68,7 @@ class CudaBuild:
         assert not is_system_lib, "a library with GPU code cannot be linked statically"
         blob = _blob(module)
         for source in _sources(module):
-            blob = _replaced(blob, source.encode(), self.compile(source))
+            blob = _replaced(blob, source.encode(), self.compile(source), is_hopper(self._arch))
         folder = Path(workspace)
         (folder / "imports.bin").write_bytes(len(blob).to_bytes(8, "little") + blob)
         symbol = tvm_ffi.get_global_func("runtime.ModuleImportsBlobName")()
@@ -116,8 +118,10 @@ def _sources(module: Any) -> Iterator[str]:
         yield from _sources(imported)
 
 
-def _replaced(blob: bytes, source: bytes, binary: bytes) -> bytes:
+def _replaced(blob: bytes, source: bytes, binary: bytes, overlap: bool) -> bytes:
     """Return packed modules with the text of one of them replaced by machine code.
+
+    With ``overlap`` its launches overlap.
 
     A module is stored as its length and then three fields: the format, the functions' names and
     launch parameters, and the code; a string is its length and its bytes, lengths 8 bytes each.
@@ -129,6 +133,8 @@ def _replaced(blob: bytes, source: bytes, binary: bytes) -> bytes:
     while int.from_bytes(blob[begin - 8:begin], "little") != end - begin:
         begin = blob.rindex(head, 0, begin)
     functions = blob[begin + len(head):end - len(tail)]
+    if overlap:
+        functions = overlapping(functions)
     payload = _string(b"fatbin") + functions + _string(binary)
     return blob[:begin - 8] + _string(payload) + blob[end:]
 

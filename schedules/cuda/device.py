@@ -130,6 +130,16 @@ DEVICE = [
     *(_wait(left) for left in range(5)),
     *(_pack(dtype) for dtype in ("s8", "u8", "s16")),
     *(one for size in (4, 8, 16) for one in _words(size)),
+    # Launches may overlap from sm_90 on, if they are made so (.overlap): the next one may begin;
+    # what the ones before wrote is there behind the wait.
+    function("vitq_let_next_begin()", """
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif"""),
+    function("vitq_wait_for_launches()", """
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif"""),
     function("vitq_shuffle_xor(int value, int lanes)",
               "  return __shfl_xor_sync(0xffffffffu, value, lanes);", "int32"),
     function("vitq_either(bool first, const void* a, const void* b)",

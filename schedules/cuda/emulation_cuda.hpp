@@ -205,6 +205,8 @@ inline T __ldg(const T* from) {
 #define vitq_copy4(to, from, valid) vitq::copy(__LINE__, 4, to, from, valid)
 #define vitq_copy8(to, from, valid) vitq::copy(__LINE__, 8, to, from, valid)
 #define vitq_copy16(to, from, valid) vitq::copy(__LINE__, 16, to, from, valid)
+#define vitq_let_next_begin() static_cast<void>(0)
+#define vitq_wait_for_launches() static_cast<void>(0)
 #define vitq_copy_commit() static_cast<void>(++vitq::current->group)
 #define vitq_copy_wait0() vitq::copy_wait(0)
 #define vitq_copy_wait1() vitq::copy_wait(1)

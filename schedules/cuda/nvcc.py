@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .overlap import OPTIONS
+from .target import is_hopper
+
 __all__ = ["Resources", "compile_cuda", "find_nvcc", "find_nvdisasm", "ptx", "resource_report",
            "sass"]
 
@@ -105,13 +108,14 @@ def compile_cuda(source: str, arch: str) -> tuple[bytes, dict[str, Resources]]:
     """
     number = arch.removeprefix("sm_")
     code = f"arch=compute_{number},code=[sm_{number},compute_{number}]"
-    binary, messages = _nvcc(source, "fatbin", ["-gencode", code])
+    binary, messages = _nvcc(source, "fatbin", ["-gencode", code, *_options(arch)])
     return binary, resource_report(messages)
 
 
 def ptx(source: str, arch: str) -> dict[str, str]:
     """Return the PTX text of each kernel; errors as of :func:`compile_cuda`."""
-    text = _nvcc(source, "ptx", [f"-arch=compute_{arch.removeprefix('sm_')}"])[0].decode()
+    options = [f"-arch=compute_{arch.removeprefix('sm_')}", *_options(arch)]
+    text = _nvcc(source, "ptx", options)[0].decode()
     return _split(text, r"^\.(?:visible )?\.?entry (\w+)\(")
 
 
@@ -127,7 +131,7 @@ def sass(source: str, arch: str) -> dict[str, str]:
     if disassembler is None:
         raise ValueError("SASS needs nvdisasm, which was not found: install CUDA's toolkit or "
                          "'pip install nvidia-cuda-nvdisasm'")
-    binary = _nvcc(source, "cubin", [f"-arch={arch}"])[0]
+    binary = _nvcc(source, "cubin", [f"-arch={arch}", *_options(arch)])[0]
     with tempfile.TemporaryDirectory(prefix="vitq-cuda-") as folder:
         path = Path(folder) / "kernels.cubin"
         path.write_bytes(binary)
@@ -136,6 +140,10 @@ def sass(source: str, arch: str) -> dict[str, str]:
     if done.returncode != 0:
         raise ValueError(f"nvdisasm failed: {_last_line(done.stderr)}")
     return _split(done.stdout, r"^\s*\.section\s+\.text\.(\w+),")
+
+
+def _options(arch: str) -> Sequence[str]:
+    return OPTIONS if is_hopper(arch) else ()
 
 
 def resource_report(messages: str) -> dict[str, Resources]:

@@ -8,7 +8,7 @@ import tvm
 
 from schedules.host import host_architecture
 
-__all__ = ["ARCHITECTURES", "has_wgmma", "is_cuda_name", "resolve_cuda_target"]
+__all__ = ["ARCHITECTURES", "is_cuda_name", "is_hopper", "resolve_cuda_target"]
 
 ARCHITECTURES = {
     "sm_75": 65536,
@@ -28,8 +28,8 @@ DEFAULT = "sm_80"
 """Machine code of it runs on all of sm_80 … sm_89, and its PTX on everything newer."""
 
 
-def has_wgmma(arch: str) -> bool:
-    """Whether four warps multiply together there; "" has what all architectures have."""
+def is_hopper(arch: str) -> bool:
+    """Whether code is for Hopper alone: four warps multiply together, launches overlap."""
     return arch == "sm_90a"
 
 
@@ -47,7 +47,8 @@ def resolve_cuda_target(name: str = "cuda") -> tvm.target.Target:
         ``"sm_75"``, ``"sm_80"``, ``"sm_86"``, ``"sm_87"``, ``"sm_89"``, ``"sm_90"`` or
         ``"sm_90a"``, also as ``"cuda+sm_80"`` or ``"SM80"``; ``"cuda"`` is ``"sm_80"``. Code for
         one of them runs on it and on later ones: as machine code within a generation (sm_8x), else
-        from PTX that the driver compiles; that of sm_90a (H100, H200, with ``wgmma``) on it alone.
+        from PTX that the driver compiles; that of sm_90a (H100, H200: ``wgmma``, launches that
+        overlap) on it alone.
 
     Raises
     ------

@@ -118,14 +118,21 @@ class TensorCoreLinears:
     # Walk over K
 
     def _prologue(self) -> None:
-        """Start the first stages, and the copies of the columns' parameters."""
+        """Start the first stages, and the copies of the columns' parameters.
+
+        Weights and parameters are constants: they need not wait for the launch that writes rows.
+        """
         w, tile = self.w, self.tile
         count = -(-self.steps * 16 // tile.bk)
+        places = [(const(stage, "int32"), const(stage * tile.bk, "int32"))
+                  for stage in range(min(self.ahead, count))]
+        for place in places:
+            self.weights.issue(*place)
+        self._issue_columns()
+        w.wait_for_launches()
         for stage in range(self.ahead):
             if stage < count:
-                self._issue(const(stage, "int32"), const(stage * tile.bk, "int32"))
-            if stage == 0:
-                self._issue_columns()
+                self.x.issue(*places[stage])
             w.call("vitq_copy_commit")
         size = 4 * tile.mt * 4 * tile.groups * self.size
         self.sums = w.registers("sums", size)

@@ -42,9 +42,8 @@ class WarpgroupLinears(TensorCoreLinears):
             raise ValueError("products of four warps take activations of 8 bits")
         self.ahead = tile.stages - 2
         # Left to itself ptxas takes what one block may have, and a second one finds no room. What
-        # is added, and that there are columns past the end, take some more.
-        first = members[0]
-        more = 16 if first.spec.epilogue.kind == "requant_add" and first.columns % tile.bn else 0
+        # is added takes some more.
+        more = 16 if members[0].spec.epilogue.kind == "requant_add" else 0
         self.registers = min(tile.registers(1) + more, REGISTERS // tile.threads)
 
     def _place_lane(self) -> None:

@@ -73,6 +73,7 @@ class CudaWriter(Writer):
         self._views: list[Any] = []
         self._arrays: list[list[Any]] = [[]]
         self._shared_bytes = 0
+        self._waited = False
         self.lane = self.bind("lane", self.thread % 32)
         self.warp = self.bind("warp", tirx.floordiv(self.thread, tirx.const(32, "int32")))
 
@@ -138,6 +139,14 @@ class CudaWriter(Writer):
         self.emit(tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body,
                            annotations={"disable_unroll": True}))
 
+    def wait_for_launches(self) -> None:
+        """Wait until the launches before are over: what they write may be read from here on.
+
+        Left out, the kernel begins with it; constants may be read before.
+        """
+        self.call("vitq_wait_for_launches")
+        self._waited = True
+
     def barrier(self) -> None:
         """Wait for all threads of the block; what they wrote to shared memory is then seen."""
         self.emit(tirx.Evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared")))
@@ -174,7 +183,11 @@ class CudaWriter(Writer):
     def prim_func(self, params: Sequence[Any], attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Close the function."""
         self._hold()
-        body: Any = tirx.SeqStmt([*self._declarations(), *self._stack[0]])
+        with super().scope() as first:
+            self.call("vitq_let_next_begin")
+            if not self._waited:
+                self.wait_for_launches()
+        body: Any = tirx.SeqStmt([*first, *self._declarations(), *self._stack[0]])
         if self._resident is not None:
             body = tirx.AttrStmt(const(0, "int32"), "tirx.launch_bounds_min_blocks_per_sm",
                                  const(self._resident, "int32"), body)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cuda.target import ARCHITECTURES, has_wgmma
+from ..cuda.target import ARCHITECTURES, is_hopper
 from ..cuda.tile import (
     MOST_OUTPUTS,
     MOST_REGISTERS,
@@ -76,7 +76,7 @@ def gpu_linear_tile(task: Task, arch: str) -> CudaTile:
     arch
         One of :data:`~schedules.cuda.target.ARCHITECTURES`; "" for what all of them have.
     """
-    return default_tile(*_problem(task), _room(arch), has_wgmma(arch))
+    return default_tile(*_problem(task), _room(arch), is_hopper(arch))
 
 
 def _room(arch: str) -> int:
@@ -120,9 +120,9 @@ def gpu_linear_space(task: Task, isa: ISA) -> Space:
         "warps_n": [1, 2, 4],
         "stages": [2, 3, 4, 5],
         "warps_k": [1, 2, 4],
-        "wgmma": [False, True] if has_wgmma(isa.name) else [False],
+        "wgmma": [False, True] if is_hopper(isa.name) else [False],
     }
-    if has_wgmma(isa.name):
+    if is_hopper(isa.name):
         parameters |= {"bn": [32, 64, 96, 128, 192, 256], "warps_m": [1, 2, 4, 8, 12, 16],
                        "stages": [2, 3, 4, 5, 6]}
     return Space(parameters, default, lambda point: point == default or allowed(point), cost)

@@ -14,6 +14,7 @@ from tvm import relax
 import tvm_vitq
 from relay_passes.errors import VitqError
 from relay_passes.pipeline import build_passes, lower
+from schedules.cuda.nvcc import ptx
 from schedules.isa import CUDA, resolve_target
 from tests.artifact.toy import toy_quantized
 from tests.cli.conftest import Cli, cli, refused
@@ -89,8 +90,24 @@ def test_tvm_runs_it(digits: Path, tmp_path: Path) -> None:
     # Each run has two vectors: the recorded launches are made once, then two outside of the graph.
     for i, run in enumerate(found["runs"]):
         assert run["different"] == 0
-        assert run["counts"] == [recorded + 4 * (i + 1), recorded, 2 * i + 1]
+        assert run["counts"] == [recorded + 4 * (i + 1), recorded, 2 * i + 1, 0]
     assert found["logits"][0] == found["logits"][1]
+
+
+@needs_nvcc
+def test_launches_overlap_on_hopper(tmp_path: Path) -> None:
+    """By an attribute of each launch; every kernel waits for those before it."""
+    path = tmp_path / "toy.so"
+    made = tvm_vitq.compile(toy_quantized(), "sm_90a", path, verify_with="emulator")
+    assert made.verify()["equal"] is True
+    found = replay(path, tmp_path)
+    assert found["problems"] == [""] and [run["different"] for run in found["runs"]] == [0] * 3
+    launched, recorded, _, overlapping = found["runs"][-1]["counts"]
+    assert overlapping == launched + recorded
+    source = Artifact(path, describe_only=True)._compressed("vitq_kernels")["source"]
+    kernels = ptx(source, "sm_90a")
+    assert kernels and all("griddepcontrol.wait" in text and "ld.global.nc" not in text
+                           for text in kernels.values())
 
 
 @needs_nvcc

@@ -16,11 +16,21 @@
 
 namespace {
 
-// CUlaunchConfig of cuda.h
+// CUlaunchAttribute and CUlaunchConfig of cuda.h
+struct Attribute {
+  int id, padding;
+  union {
+    int allowed;
+    char bytes[64];
+  };
+};
+
+constexpr int kProgrammaticStreamSerialization = 6;
+
 struct Config {
   unsigned grid[3], block[3], shared_bytes;
   void* stream;
-  void* attributes;
+  const Attribute* attributes;
   unsigned attribute_count;
 };
 
@@ -39,7 +49,7 @@ std::map<std::string, int> arguments;
 void* emulator = nullptr;  // of the modules that are loaded next
 Graph* recording = nullptr;
 std::string problems;
-int launched = 0, recorded = 0, replayed = 0;
+int launched = 0, recorded = 0, replayed = 0, overlapping = 0;
 double clock_ms = 0;  // a block takes a microsecond
 std::uint64_t seed = 0;
 
@@ -89,13 +99,17 @@ void fake_open(const char* path) { emulator = dlopen(path, RTLD_NOW); }
 void fake_kernel(const char* name, int count) { arguments[name] = count; }
 void fake_seed(int value) { seed = value; }
 const char* fake_problems() { return problems.c_str(); }
-void fake_counts(int* out) { out[0] = launched, out[1] = recorded, out[2] = replayed; }
+void fake_counts(int* out) { out[0] = launched, out[1] = recorded, out[2] = replayed, out[3] = overlapping; }
 
 // libcuda
 int cuLaunchKernelEx(const Config* config, Kernel* kernel, void** parameters, void**) {
   const std::string& name = kernel->name;
   if (config->shared_bytes > kernel->shared_bytes) return complain(name + ": shared memory");
   if (config->grid[1] > 65535 || config->grid[2] > 65535) return complain(name + ": grid");
+  for (unsigned i = 0; i < config->attribute_count; ++i) {
+    const Attribute& one = config->attributes[i];
+    if (one.id == kProgrammaticStreamSerialization) overlapping += one.allowed;
+  }
   std::vector<void*> values;
   for (int i = 0; i < arguments[name]; ++i) values.push_back(*static_cast<void**>(parameters[i]));
   std::function<void()> job = [emulator = kernel->emulator, name, values, config = *config] {

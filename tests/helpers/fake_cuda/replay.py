@@ -31,7 +31,7 @@ def main(path: Path) -> dict[str, Any]:
     for kernel in kernels.values():
         driver.fake_kernel(kernel.name.encode(), len(kernel.parameters))
     artifact = load(path)
-    counts = (ctypes.c_int * 3)()
+    counts = (ctypes.c_int * 4)()
     runs = []
     codes, expected = artifact.golden
     for seed in range(3):
