@@ -13,6 +13,7 @@ packed by an instruction that limits them to their dtype, so only narrower clamp
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -224,54 +225,49 @@ class Finish:
     # One row
 
     def row(self, row: Any, sums: list[Any], held: Any, index: int) -> None:
-        """Finish and store eight sums of a row, if it and its columns are there."""
-        w, result = self.w, self.result
-        inside = [] if self.exact_rows else [row < const(result.rows, "int32")]
-        if not self.exact_columns and self.vectors:
-            inside.append(self.column < const(result.columns, "int32"))
-        if not inside:
-            self._row(row, sums, held, index)
-            return
-        with w.when(inside[0] if len(inside) == 1 else tirx.all(*inside)):
-            self._row(row, sums, held, index)
+        """Finish eight sums of a row, and store them if it and its columns are there.
 
-    def _row(self, row: Any, sums: list[Any], held: Any, index: int) -> None:
+        What is not there is computed all the same: a branch for each row would keep the parameters
+        of all columns in registers until the last row.
+        """
         w, result = self.w, self.result
         codes = [w.bind("code", self.code(value, held, index, i)) for i, value in enumerate(sums)]
         if result.tail is not None:
             packed = self.vectors and str(result.out.dtype) in PACKS
-            codes = result.tail.codes(w, row, codes, packed)
+            there = row if self.exact_rows else tirx.min(row, const(result.rows - 1, "int32"))
+            codes = result.tail.codes(w, there, codes, packed)
         at = w.bind("at", row * result.columns + self.column)
-        if not self.vectors:
-            for i, code in enumerate(codes):
-                def store(i: int = i, code: Any = code) -> None:
-                    w.store(result.out, _cast(code, str(result.out.dtype)), at + i)
-
-                if self.exact_columns:
-                    store()
-                else:
-                    with w.when(self.column + i < const(result.columns, "int32")):
-                        store()
+        inside = [] if self.exact_rows else [row < const(result.rows, "int32")]
+        if self.vectors and str(result.out.dtype) in (*PACKS, "int32"):
+            self._store(codes, at, inside)
             return
-        self._store(codes, at)
+        for i, code in enumerate(codes):
+            here = [] if self.exact_columns else [
+                self.column + i < const(result.columns, "int32")]
+            with self._when([*inside, *here]):
+                w.store(result.out, _cast(code, str(result.out.dtype)), at + i)
 
-    def _store(self, codes: list[Any], at: Any) -> None:
+    def _when(self, conditions: list[Any]) -> Any:
+        if not conditions:
+            return nullcontext()
+        return self.w.when(conditions[0] if len(conditions) == 1 else tirx.all(*conditions))
+
+    def _store(self, codes: list[Any], at: Any, inside: list[Any]) -> None:
         """Store eight codes as one or two vectors."""
         w, dtype = self.w, str(self.result.out.dtype)
         size = int(np.dtype(dtype).itemsize)
-        if dtype not in (*PACKS, "int32"):
-            for i, code in enumerate(codes):
-                w.store(self.result.out, _cast(code, dtype), at + i)
-            return
         per, words = 4 // size, self.width * size // 4
         packed = w.registers("packed", words)
         for word in range(words):
             parts = codes[word * per : (word + 1) * per]
             w.store(packed, parts[0] if per == 1 else w.value(PACKS[dtype], *parts), word)
+        if not self.exact_columns:
+            inside = [*inside, self.column < const(self.result.columns, "int32")]
         step = min(16, self.width * size)
-        for part in range(self.width * size // step):
-            w.call(f"vitq_store{step}", pointer(self.result.out, at + part * step // size),
-                   pointer(packed, part * 4))
+        with self._when(inside):
+            for part in range(self.width * size // step):
+                w.call(f"vitq_store{step}", pointer(self.result.out, at + part * step // size),
+                       pointer(packed, part * 4))
 
     def code(self, value: Any, held: Any, index: int, i: int) -> Any:
         """Return the code of column ``i`` as int32, within its dtype where it is packed."""

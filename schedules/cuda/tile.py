@@ -103,7 +103,7 @@ class CudaTile:
         """Return roughly the registers of a thread."""
         sums = 16 * self.mt * self.groups * itemsize
         if self.wgmma:
-            return sums + 56  # there are no fragments; the rest is for the epilogue
+            return max(sums + 56, 112)  # there are no fragments; the rest is for the epilogue
         return sums + 2 * (4 * self.mt * itemsize + 8 * self.groups) + 40
 
 

@@ -41,10 +41,8 @@ class WarpgroupLinears(TensorCoreLinears):
         if self.size > 1:
             raise ValueError("products of four warps take activations of 8 bits")
         self.ahead = tile.stages - 2
-        # Left to itself ptxas takes what one block may have, and a second one finds no room. What
-        # is added takes some more.
-        more = 16 if members[0].spec.epilogue.kind == "requant_add" else 0
-        self.registers = min(tile.registers(1) + more, REGISTERS // tile.threads)
+        # Left to itself ptxas takes what one block may have, and a second one finds no room.
+        self.registers = min(tile.registers(1), REGISTERS // tile.threads)
 
     def _place_lane(self) -> None:
         """Find the rows and columns of a warp, and of the four that it multiplies with."""
