@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
+from relay_passes.dialect.gelu import gelu
 from schedules.apply import gemm_spec
 from schedules.cuda.emulate import Emulator
 from schedules.cuda.linear import packed_linear
@@ -18,9 +19,11 @@ from schedules.gemm import Epilogue
 from schedules.isa import CUDA
 from schedules.matmul import packed_linear_te
 from schedules.packing import narrow_form, pack, pad_columns, plan_linear
+from tests.helpers.dialect import module
 from tests.helpers.kernels import CODES, LIMITS, rq
+from tvm_vitq.reference.interpreter import Interpreter
 
-__all__ = ["LinearCase", "check", "linear_case", "main_loop", "scheduled"]
+__all__ = ["LinearCase", "check", "gelu_tail", "linear_case", "main_loop", "scheduled"]
 
 
 @dataclass
@@ -151,3 +154,24 @@ def main_loop(code: str, most: str) -> list[str]:
             body = names[labels[goal[1]] :]
             best = max(best, body, key=lambda part: part.count(most))
     return best
+
+
+def gelu_tail(
+    codes: np.ndarray, method: str, out_dtype: str = "int8", channels: bool = False,
+    clamp: tuple[int, int] | None = None,
+) -> tuple[Any, list[np.ndarray], np.ndarray]:
+    """Return GELU of codes as a tail: its PrimFunc, its constants, its result."""
+    columns = codes.shape[-1]
+    scale = np.linspace(0.5, 2.0, columns) if channels else None
+    info = np.iinfo(out_dtype)
+    low, high = clamp or (int(info.min), int(info.max))
+    mod = module([codes], lambda x: gelu(
+        x, 3e-4 if codes.dtype == np.int16 else 0.03, 0, 0.02, -3 if low < 0 else 9, low, high,
+        out_dtype, method, channel_scale=scale))
+    expected = Interpreter(mod).evaluate(codes)
+    lowered = relax.transform.LegalizeOps()(mod)
+    (func,) = [f for _, f in lowered.functions_items() if isinstance(f, tirx.PrimFunc)]
+    call = lowered["main"].body.blocks[0].bindings[0].value
+    constants = [arg.value if hasattr(arg, "value") else arg.data
+                 for arg in list(call.args[1].fields)[1:]]
+    return func, [np.ascontiguousarray(c.numpy()) for c in constants], expected

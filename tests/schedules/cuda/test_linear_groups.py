@@ -8,18 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvm import relax, te, tirx
+from tvm import te, tirx
 
-from relay_passes.dialect.gelu import gelu
 from schedules.cuda.expression import Expressions, loads_of, stages_of, substitute
 from schedules.cuda.linear import linears
 from schedules.cuda.lower import lower
 from schedules.cuda.target import resolve_cuda_target
 from schedules.cuda.tile import CudaTile
 from tests.helpers.cuda import emulator
-from tests.helpers.cuda_linear import LinearCase, linear_case
-from tests.helpers.dialect import module
-from tvm_vitq.reference.interpreter import Interpreter
+from tests.helpers.cuda_linear import LinearCase, gelu_tail, linear_case
 
 SMALL = CudaTile(32, 32, 64, 2, 1, 3)
 
@@ -43,27 +40,6 @@ def run_group(
         ready.run("k", *inputs, *outputs, seed=seed)
         for output, value in zip(outputs, expected, strict=True):
             np.testing.assert_array_equal(output, value)
-
-
-def gelu_tail(
-    codes: np.ndarray, method: str, out_dtype: str = "int8", channels: bool = False,
-    clamp: tuple[int, int] | None = None,
-) -> tuple[Any, list[np.ndarray], np.ndarray]:
-    """Return GELU of codes as a tail: its PrimFunc, its constants, its result."""
-    columns = codes.shape[-1]
-    scale = np.linspace(0.5, 2.0, columns) if channels else None
-    info = np.iinfo(out_dtype)
-    low, high = clamp or (int(info.min), int(info.max))
-    mod = module([codes], lambda x: gelu(
-        x, 3e-4 if codes.dtype == np.int16 else 0.03, 0, 0.02, -3 if low < 0 else 9, low, high,
-        out_dtype, method, channel_scale=scale))
-    expected = Interpreter(mod).evaluate(codes)
-    lowered = relax.transform.LegalizeOps()(mod)
-    (func,) = [f for _, f in lowered.functions_items() if isinstance(f, tirx.PrimFunc)]
-    call = lowered["main"].body.blocks[0].bindings[0].value
-    constants = [arg.value if hasattr(arg, "value") else arg.data
-                 for arg in list(call.args[1].fields)[1:]]
-    return func, [np.ascontiguousarray(c.numpy()) for c in constants], expected
 
 
 @pytest.mark.parametrize("dtype,gather,pieces,tile", [

@@ -1,4 +1,4 @@
-"""What a packed module says of its kernels gets the tag by which TVM's runtime lets them overlap."""
+"""A packed module's kernels get the tag by which TVM's runtime lets launches overlap."""
 
 from __future__ import annotations
 

@@ -27,8 +27,14 @@ from schedules.cuda.tile import (
 )
 from schedules.cuda.writer import CudaWriter, pointer
 from tests.helpers.cuda import emulator, kernel, needs_nvcc, needs_nvdisasm, words
-from tests.helpers.cuda_linear import LinearCase, check, linear_case, main_loop, scheduled
-from tests.schedules.cuda.test_linear_groups import gelu_tail
+from tests.helpers.cuda_linear import (
+    LinearCase,
+    check,
+    gelu_tail,
+    linear_case,
+    main_loop,
+    scheduled,
+)
 
 TARGET = resolve_cuda_target("sm_90a")
 SHARED = ARCHITECTURES["sm_90a"] - SPARE
