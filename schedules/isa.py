@@ -213,5 +213,5 @@ def resolve_target(name: str = "native", threads: int | None = None) -> tvm.targ
     raise ValueError(
         f"unknown target {name!r}: use native, x86-64-v3 (AVX2), x86-64-v4 (AVX-512), aarch64, "
         "aarch64+dotprod, aarch64+i8mm, a processor name that LLVM knows, for example znver3 or "
-        "cortex-a76, or cuda, sm_75 … sm_90 for an NVIDIA GPU"
+        "cortex-a76, or cuda, sm_75 … sm_90a for an NVIDIA GPU"
     )

@@ -183,7 +183,7 @@ def compile_module(
     target
         ``"native"``, ``"aarch64"``, ``"aarch64+dotprod"``, ``"aarch64+i8mm"``, a processor name of
         LLVM's (``"x86-64-v3"``, ``"cortex-a76"``, …), ``"cuda"`` or a GPU's architecture
-        (``"sm_75"`` … ``"sm_90"``), or a ``tvm.target.Target``.
+        (``"sm_75"`` … ``"sm_90a"``), or a ``tvm.target.Target``.
     output
         The file to write, usually ``….so``. It is replaced only when everything has succeeded.
     golden

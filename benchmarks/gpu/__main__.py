@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     bundle.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
     bundle.add_argument("--models", nargs="+", help="[all]")
     bundle.add_argument("--batch", nargs="+", type=int, default=[8, 1, 64], help="[8 1 64]")
-    bundle.add_argument("--arch", default="sm_90", help="target of tvm-vitq compile [sm_90]")
+    bundle.add_argument("--arch", default="sm_90a", help="target of tvm-vitq compile [sm_90a]")
     bundle.add_argument("--inputs", type=int, default=64, help="inputs with known logits [64]")
     bundle.add_argument("--samples", type=int, default=128, help="calibration images [128]")
     bundle.add_argument("--quantized", type=Path, help="folder to keep quantized models in")

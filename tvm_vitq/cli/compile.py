@@ -84,7 +84,7 @@ def command(
         typer.Option(
             "--target",
             help="native, aarch64, aarch64+dotprod, aarch64+i8mm, a processor name such as "
-            "x86-64-v3 or cortex-a76, or a GPU's: cuda, sm_75 ... sm_90.",
+            "x86-64-v3 or cortex-a76, or a GPU's: cuda, sm_75 ... sm_90a.",
         ),
     ] = "native",
     verify_with: Annotated[
