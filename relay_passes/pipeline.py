@@ -18,6 +18,7 @@ from schedules.records import Schedules
 
 from .capture_graph import CaptureGraph
 from .check_integer_only import check_integer_only, check_integer_only_tir
+from .check_launches import check_launches
 from .check_ranges import check_ranges
 from .fold_layout import FoldLayout
 from .fuse_epilogues import FuseEpilogues
@@ -80,6 +81,7 @@ def build_passes(isa: ISA, schedules: Schedules | None = None) -> list[tvm.trans
         *([GroupKernels(schedules)] if isa.gpu else []),
         ApplySchedules(isa, schedules),
         check_integer_only_tir(),
+        *([check_launches()] if isa.gpu else []),
         *machine_passes(isa),
     ]
 

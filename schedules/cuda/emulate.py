@@ -108,6 +108,7 @@ class Emulator:
         self._kernels = dict(kernels)
         self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="vitq-emulate-")
+        self._waits = "vitq_wait_for_launches();" in source
         self._text = _host_source(source, arch)
         self._library = _compile(self._text, Path(self._folder.name))
         self._library.vitq_launch.restype = ctypes.c_int
@@ -160,6 +161,9 @@ class Emulator:
         count = len(kernel.parameters)
         report = _Report()
         with self._lock:
+            if self._waits:
+                late = bytes(index not in kernel.early for index in kernel.parameters)
+                self._library.vitq_late(late, ctypes.c_int(len(late)))
             problem = self._library.vitq_launch(
                 ctypes.cast(getattr(self._library, f"vitq_call_{kernel.name}"), ctypes.c_void_p),
                 ctypes.c_int(count),
@@ -190,12 +194,17 @@ class Emulator:
                 return f"access to memory that is no argument's {seen} ({where})"
             buffer = kernel.arguments[kernel.parameters[report.argument]]
             return f"access at byte {report.offset} of {buffer.name} {seen} ({where})"
+        if report.problem == 9 and report.argument >= 0:
+            buffer = kernel.arguments[kernel.parameters[report.argument]]
+            return (f"{buffer.name} is accessed before the wait for earlier launches {seen} "
+                    f"({where})")
         if report.problem == 5:
             buffer = kernel.arguments[kernel.parameters[report.argument]]
             return f"bytes before or after {buffer.name} were written"
         what = {3: "address is not aligned", 4: "address is not in shared memory",
                 6: "fewer than 32 threads", 7: "selector beyond 7 after",
-                8: "products without a fence before them"}[report.problem]
+                8: "products without a fence before them",
+                9: "the kernel does not wait for earlier launches"}[report.problem]
         return f"{what}: {line(report.line)} ({where})"
 
 
@@ -226,6 +235,9 @@ def _host_source(source: str, arch: str) -> str:
 
 
 _LAUNCH = """
+VITQ_EXPORT void vitq_late(const char* flags, int count) {
+  vitq::late.assign(flags, flags + count);
+}
 VITQ_EXPORT int vitq_launch(void (*function)(void* const*), int count, void** data,
                             const long* bytes, const unsigned int* grid, int threads,
                             long shared_bytes, std::uint64_t seed, vitq::Report* out) {

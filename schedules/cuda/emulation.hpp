@@ -19,6 +19,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <limits>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -28,9 +29,9 @@ struct Index {
   unsigned int x = 0, y = 0, z = 0;
 };
 
-// What a thread waits for. Operations of a warp are numbered from `ldmatrix` on.
+// What a thread waits for: with its block up to `launches`, from `ldmatrix` on with its warp.
 enum Stop : int {
-  kRunning, kEnd, kBarrier, kLdmatrix, kMma, kShuffle, kWgmma, kWgmmaWait
+  kRunning, kEnd, kBarrier, kLaunches, kLdmatrix, kMma, kShuffle, kWgmma, kWgmmaWait
 };
 
 struct Copy {
@@ -80,7 +81,8 @@ enum Problem : int {
   kOverwritten,    // bytes beyond an argument were written
   kPartWarp,       // an operation of a warp of fewer than 32 threads
   kSelector,       // a byte permutation's selector beyond 7, or a matrix of no known form
-  kUnfenced,       // products before a fence: of what they read, or of their sums
+  kUnfenced,       // products before a fence: of what copies wrote, or the first one of the sums
+  kEarly,          // an access, before the wait for earlier launches, to what these may write
 };
 
 // What emulate.py reads: how a run ended, and what it counted.
@@ -97,7 +99,10 @@ constexpr std::uint64_t kBase = 1024;  // where a block's own shared memory begi
 struct Argument {
   char *base = nullptr, *data = nullptr;
   std::size_t bytes = 0, mapped = 0;
+  bool late = false;  // not to be touched before the wait for launches
 };
+
+constexpr int kShownBlocks = 32;  // that show it; what is touched early hardly depends on the block
 
 inline jmp_buf scheduler;
 inline sigjmp_buf failure;
@@ -106,9 +111,12 @@ inline std::vector<Fiber*> fibers;
 inline Index block;
 inline char *shared = nullptr, *shared_end = nullptr;
 inline std::vector<int> unfenced;  // writes to each 16 bytes of shared memory
-inline std::vector<std::vector<std::pair<std::uint64_t, std::uint64_t>>> asked;
+using Asked = std::tuple<std::uint64_t, std::uint64_t, int, int>;
+inline std::vector<std::vector<Asked>> asked;  // products, by four warps
 inline Report report;
 inline std::vector<Argument> arguments;
+inline std::vector<char> late;  // of the next launch's arguments
+inline bool held = false;       // whether those are without access now
 inline std::uint64_t random_state = 1;
 inline unsigned char rubbish = 0xa5;
 inline void (*kernel)(void* const*) = nullptr;
@@ -119,6 +127,15 @@ inline std::uint32_t random() {
   random_state ^= random_state >> 7;
   random_state ^= random_state << 17;
   return static_cast<std::uint32_t>(random_state >> 32);
+}
+
+// Take access to what earlier launches may write, or give it.
+inline void hold(bool now) {
+  if (held == now) return;
+  held = now;
+  for (const Argument& a : arguments)
+    if (a.late)
+      mprotect(a.base + kPage, a.mapped - 2 * kPage, now ? PROT_NONE : PROT_READ | PROT_WRITE);
 }
 
 [[noreturn]] __attribute__((noinline)) inline void fail(int problem, int line, int other = 0) {
@@ -137,6 +154,8 @@ inline void on_fault(int, siginfo_t* info, void*) {
     if (at >= a.base && at < a.base + a.mapped) {
       report.argument = static_cast<int>(i);
       report.offset = at - a.data;
+      if (held && a.late && at >= a.data && at < a.data + a.bytes)
+        fail(kEarly, current != nullptr ? current->line : 0);
     }
   }
   if (at >= shared_end && at < shared_end + kPage) {
@@ -159,7 +178,7 @@ inline void fiber_main() {
     kernel(parameters);
     // The hardware lets what is under way finish; nobody can see it any more.
     current->copies.clear(), current->written.clear(), current->products.clear();
-    current->asked = 0, current->ready_for_products = false;
+    current->ready_for_products = false;
     stop_here(kEnd, 0);
   }
 }
@@ -218,7 +237,7 @@ inline void run_lanes(Fiber* const* lane, int lanes) {
     if (lane[i]->stop != lane[0]->stop || lane[i]->line != lane[0]->line)
       fail(kDivergence, lane[0]->line, lane[i]->line);
   }
-  if (lane[0]->stop > kBarrier) {
+  if (lane[0]->stop > kLaunches) {
     if (lanes != 32) fail(kPartWarp, lane[0]->line);
     do_operation(lane);
   }
@@ -233,7 +252,7 @@ inline void run_block(int threads) {
       const std::size_t pick = random() % ready.size();
       Fiber* const* lane = &fibers[32 * ready[pick]];
       run_lanes(lane, std::min(32, threads - 32 * ready[pick]));
-      if (lane[0]->stop <= kBarrier) {
+      if (lane[0]->stop <= kLaunches) {
         ready[pick] = ready.back();
         ready.pop_back();
       }
@@ -243,8 +262,17 @@ inline void run_block(int threads) {
       if (current->stop != fibers[0]->stop || current->line != fibers[0]->line)
         fail(kDivergence, fibers[0]->line, current->line);
     }
-    if (fibers[0]->stop == kEnd) return;
-    ++report.barriers;
+    if (fibers[0]->stop == kEnd) {
+      for (int w = 0; w < warps; ++w) {  // all four have asked for all products
+        const std::size_t four = w / 4, count = fibers[32 * w]->asked;
+        fibers[32 * w]->asked = 0;
+        if (four < asked.size() && count != asked[four].size()) fail(kDivergence, 0);
+      }
+      if (held) fail(kEarly, 0);  // it ends without a wait
+      return;
+    }
+    if (fibers[0]->stop == kBarrier) ++report.barriers;
+    else hold(false);
     for (int w = 0; w < warps; ++w) ready.push_back(w);
   }
 }
@@ -304,6 +332,7 @@ inline int launch(void (*function)(void* const*), int count, void** data, const 
   std::vector<void*> pointers(count);
   for (int i = 0; i < count; ++i) {
     arguments.push_back(guard(data[i], bytes[i], seed % 2 == 0));
+    arguments[i].late = i < static_cast<int>(late.size()) && late[i];
     pointers[i] = arguments[i].data;
   }
   const Argument memory = guard(nullptr, (shared_bytes + 127) / 128 * 128, true);
@@ -332,9 +361,11 @@ inline int launch(void (*function)(void* const*), int count, void** data, const 
       std::memset(shared, rubbish, memory.bytes);
       unfenced.assign(memory.bytes / 16 + 1, 0);
       asked.clear();
+      hold(!late.empty() && i < kShownBlocks);
       run_block(threads);
     }
   } else {
+    hold(false);
     drop_fibers();  // they were left in the middle
     current = nullptr;
   }
@@ -351,6 +382,7 @@ inline int launch(void (*function)(void* const*), int count, void** data, const 
     munmap(arguments[i].base, arguments[i].mapped);
   }
   munmap(memory.base, memory.mapped);
+  late.clear();
   *out = report;
   return report.problem;
 }

@@ -25,6 +25,8 @@ inline void check_alignment(const void* address, int size, int line) {
 
 inline void barrier(int line) { stop_here(kBarrier, line); }
 
+inline void wait_for_launches(int line) { stop_here(kLaunches, line); }
+
 inline int shuffle(int line, int mode, int value, int by) {
   current->form = mode, current->value = value, current->by = by;
   stop_here(kShuffle, line);
@@ -206,7 +208,7 @@ inline T __ldg(const T* from) {
 #define vitq_copy8(to, from, valid) vitq::copy(__LINE__, 8, to, from, valid)
 #define vitq_copy16(to, from, valid) vitq::copy(__LINE__, 16, to, from, valid)
 #define vitq_let_next_begin() static_cast<void>(0)
-#define vitq_wait_for_launches() static_cast<void>(0)
+#define vitq_wait_for_launches() vitq::wait_for_launches(__LINE__)
 #define vitq_copy_commit() static_cast<void>(++vitq::current->group)
 #define vitq_copy_wait0() vitq::copy_wait(0)
 #define vitq_copy_wait1() vitq::copy_wait(1)

@@ -84,13 +84,14 @@ inline void do_shuffle(Fiber* const* lane) {
 
 // A matrix in shared memory as a descriptor has it; see vitq_descriptor.
 struct Matrix {
-  std::uint64_t at, leading, stride, form;
+  std::uint64_t at, leading, stride, form, other;  // the other bits must be 0
 
   explicit Matrix(std::uint64_t word)
       : at((word & 0x3fff) << 4),
         leading((word >> 16 & 0x3fff) << 4),
         stride((word >> 32 & 0x3fff) << 4),
-        form(word >> 62) {}
+        form(word >> 62),
+        other(word & ~(0x3fffull | 0x3fffull << 16 | 0x3fffull << 32 | 3ull << 62)) {}
 
   // 16 codes of a row: the first or the second half of 32.
   const char* chunk(int row, int half, int line) const {
@@ -99,7 +100,7 @@ struct Matrix {
     if (form == 1) place += row % 8 * 128 + half * 16, place ^= (place >> 7 & 7) << 4;
     if (form == 2) place += row % 8 * 64 + half * 16, place ^= (place >> 7 & 3) << 4;
     const char* found = shared + place - kBase;
-    if (form == 3) fail(kSelector, line);
+    if (form == 3 || other != 0) fail(kSelector, line);
     check_shared(found, 16, line);
     if (unfenced[(found - shared) / 16]) fail(kUnfenced, line);
     return found;
@@ -147,15 +148,16 @@ inline void do_wgmma(Fiber* const* lane) {
   for (int i = 0; i < 32; ++i) {
     current = lane[i];
     product.out[i] = lane[i]->out;
-    if (lane[i]->product[0] != product.a || lane[i]->product[1] != product.b)
+    if (lane[i]->product[0] != product.a || lane[i]->product[1] != product.b ||
+        lane[i]->form != own->form || lane[i]->by != own->by)
       fail(kDivergence, own->line, own->line);
   }
   if (!own->ready_for_products) fail(kUnfenced, own->line);
   const std::size_t number = own->asked++, four = product.warp / 4;
   if (asked.size() <= four) asked.resize(four + 1);
-  if (asked[four].size() <= number) asked[four].push_back({product.a, product.b});
-  if (asked[four][number] != std::make_pair(product.a, product.b))
-    fail(kDivergence, own->line, own->line);
+  const Asked here = {product.a, product.b, product.form, product.width};
+  if (asked[four].size() <= number) asked[four].push_back(here);
+  if (asked[four][number] != here) fail(kDivergence, own->line, own->line);
   if (random() % 2 != 0) do_product(product);
   else own->products.push_back(product);
 }

@@ -13,6 +13,8 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
+from .writer import EARLY
+
 __all__ = ["Argument", "Kernel", "cuda_source", "lower", "text_kept"]
 
 _KEEP_TEXT = "TVM_COMPILE_FORCE_FALLBACK"
@@ -46,6 +48,8 @@ class Kernel:
         Dynamic shared memory.
     arguments
         The PrimFunc's parameters, in its order.
+    early
+        Those of them that are constants, and read before launches before this one have ended.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Kernel:
     threads: int
     shared_bytes: int
     arguments: tuple[Argument, ...] = ()
+    early: tuple[int, ...] = ()
 
     @staticmethod
     def of_json(fields: Mapping[str, Any]) -> Kernel:
@@ -62,7 +67,7 @@ class Kernel:
                           for a in fields["arguments"])
         x, y, z = fields["grid"]
         return Kernel(fields["name"], tuple(fields["parameters"]), (x, y, z), fields["threads"],
-                      fields["shared_bytes"], arguments)
+                      fields["shared_bytes"], arguments, tuple(fields.get("early", ())))
 
 
 @contextmanager
@@ -142,7 +147,7 @@ def _kernel(name: str, func: tirx.PrimFunc, lowered: Mapping[str, tirx.PrimFunc]
             raise ValueError(f"{name}: {argument.name} has {size} elements, more than {2**31 - 1}: "
                              "take a smaller batch")
     return Kernel(kernel, order, (grid[0], grid[1], grid[2]), extents.get("threadIdx.x", 1),
-                  sum(shared), arguments)
+                  sum(shared), arguments, tuple(map(int, func.attrs.get(EARLY, ()))))
 
 
 def _launch(statement: Any, extents: dict[str, int], shared: list[int]) -> None:

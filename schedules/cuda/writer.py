@@ -18,13 +18,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import tirx
 
 from schedules.builder import Writer, const
 
 from .functions import FUNCTIONS
 
-__all__ = ["CudaWriter", "pointer"]
+__all__ = ["EARLY", "CudaWriter", "pointer"]
+
+EARLY = "vitq.early"
+"""Attribute of a kernel: its parameters that are read before earlier launches have ended, which
+must be constants."""
 
 _HELD = "__device__ __forceinline__ void vitq_held(const void* registers) {\n}\n"
 _REGISTERS = 65536
@@ -73,7 +78,7 @@ class CudaWriter(Writer):
         self._views: list[Any] = []
         self._arrays: list[list[Any]] = [[]]
         self._shared_bytes = 0
-        self._waited = False
+        self._early: list[Any] | None = None
         self.lane = self.bind("lane", self.thread % 32)
         self.warp = self.bind("warp", tirx.floordiv(self.thread, tirx.const(32, "int32")))
 
@@ -144,8 +149,9 @@ class CudaWriter(Writer):
 
         Left out, the kernel begins with it; constants may be read before.
         """
+        assert len(self._stack) == 1, "all threads wait"
+        self._early = list(self._stack[0])
         self.call("vitq_wait_for_launches")
-        self._waited = True
 
     def barrier(self) -> None:
         """Wait for all threads of the block; what they wrote to shared memory is then seen."""
@@ -185,8 +191,8 @@ class CudaWriter(Writer):
         self._hold()
         with super().scope() as first:
             self.call("vitq_let_next_begin")
-            if not self._waited:
-                self.wait_for_launches()
+            if self._early is None:
+                self.call("vitq_wait_for_launches")
         body: Any = tirx.SeqStmt([*first, *self._declarations(), *self._stack[0]])
         if self._resident is not None:
             body = tirx.AttrStmt(const(0, "int32"), "tirx.launch_bounds_min_blocks_per_sm",
@@ -194,4 +200,22 @@ class CudaWriter(Writer):
         for axis, extent in reversed(self._axes):
             body = tirx.AttrStmt(axis, "thread_extent", tirx.const(extent, "int32"), body)
         self._stack[0] = [body]
-        return super().prim_func(params, attrs)
+        read = _loaded(self._early or [])
+        early = [i for i, param in enumerate(params) if param in read]
+        return super().prim_func(params, {**attrs, EARLY: early} if early else attrs)
+
+
+def _loaded(statements: Sequence[Any]) -> set[Any]:
+    """Return the buffers that statements load from or take addresses in, themselves or by views."""
+    found: set[Any] = set()
+    views: dict[Any, Any] = {}
+
+    def visit(node: Any) -> None:
+        if type(node).__name__ == "TensorLoad":
+            found.add(node.source)
+        elif type(node).__name__ == "DeclBuffer":
+            views[node.buffer] = node.data.args[0]
+
+    for statement in statements:
+        tvm_ffi.structural_walk(statement, (object, visit))
+    return found | {views[buffer] for buffer in found if buffer in views}
