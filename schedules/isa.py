@@ -184,7 +184,7 @@ def resolve_target(name: str = "native", threads: int | None = None) -> tvm.targ
         ``"aarch64+i8mm"``; or any processor name that LLVM knows, first for this machine's
         architecture, then for the others: ``"x86-64-v3"`` (AVX2), ``"x86-64-v4"`` (AVX-512),
         ``"znver3"``, ``"cortex-a76"``, ``"apple-m1"``, …; or a GPU's, ``"cuda"`` or ``"sm_75"`` to
-        ``"sm_90"`` (:func:`schedules.cuda.target.resolve_cuda_target`).
+        ``"sm_90a"`` (:func:`schedules.cuda.target.resolve_cuda_target`).
     threads
         Number of cores written into the target, by default this machine's.
 

@@ -44,6 +44,8 @@ class Resources:
         Bytes that a thread stores to, and loads from, local memory for want of registers.
     shared
         Bytes of static shared memory of a block; dynamic shared memory is the launch's.
+    serialized
+        Whether ``ptxas`` has ``wgmma`` products wait for each other, or for what it injects.
     """
 
     registers: int
@@ -51,6 +53,7 @@ class Resources:
     spill_stores: int
     spill_loads: int
     shared: int
+    serialized: bool = False
 
     @property
     def spills(self) -> bool:
@@ -155,6 +158,7 @@ def resource_report(messages: str) -> dict[str, Resources]:
         nvcc's standard error with ``-Xptxas -v``.
     """
     report = {}
+    serialized = set(re.findall(r"\(C75\d\d\).* function '(\w+)'", messages))
     for name, text in _split(messages, r"Compiling entry function '(\w+)' for 'sm_").items():
         def number(pattern: str, text: str = text) -> int:
             found = re.search(pattern, text)
@@ -166,6 +170,7 @@ def resource_report(messages: str) -> dict[str, Resources]:
             spill_stores=number(r"(\d+) bytes spill stores"),
             spill_loads=number(r"(\d+) bytes spill loads"),
             shared=number(r"(\d+) bytes smem"),
+            serialized=name in serialized,
         )
     return report
 

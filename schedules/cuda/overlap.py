@@ -4,8 +4,9 @@ A launch costs its kernel about a microsecond until the first load comes back, a
 has dozens of them. Hopper's "programmatic dependent launch" lets a kernel begin as soon as all
 blocks of the one before have; every kernel of ours waits for that one's end before it reads what
 may have been written (:meth:`.writer.CudaWriter.wait_for_launches`), and until then loads
-constants. A launch is made so by a tag that TVM's runtime looks for in what a library says of its
-kernels.
+constants. One wait is enough for all launches before: that one cannot end before its own wait, so
+those before it are over. A launch is made so by a tag that TVM's runtime looks for in what a
+library says of its kernels.
 
 Nothing may be loaded through the read-only path, which knows of no writes during a kernel: such
 kernels are compiled without ``__restrict__``.
@@ -18,7 +19,7 @@ __all__ = ["OPTIONS", "overlapping"]
 TAG = b"tirx.use_programtic_dependent_launch"
 _SHARED = b"tirx.use_dyn_shared_memory"
 OPTIONS = ("-D__restrict__=",)
-"""Of nvcc."""
+"""Of nvcc: what could not be written by others would be loaded through the read-only path."""
 
 
 def overlapping(functions: bytes) -> bytes:
@@ -37,7 +38,7 @@ def overlapping(functions: bytes) -> bytes:
         tags[at:at] = [TAG]
         out += [_number(len(tags)), *map(_text, tags), read.items(4)]
     if read.at != len(functions):
-        raise ValueError("a packed CUDA module is not as expected")
+        raise ValueError("a packed CUDA module is not as TVM 0.27 writes it: install that version")
     return b"".join(out)
 
 

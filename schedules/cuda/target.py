@@ -61,7 +61,7 @@ def resolve_cuda_target(name: str = "cuda") -> tvm.target.Target:
     if arch not in ARCHITECTURES or name.endswith("+"):
         raise ValueError(f"unknown CUDA target {name!r}: use cuda (sm_80 and later) or one of "
                          f"{', '.join(ARCHITECTURES)} (int8 tensor cores begin with sm_75; GPUs "
-                         "later than sm_90 run its code)")
+                         "later than sm_90 run its code; sm_90a is for H100 and H200 alone)")
     return tvm.target.Target(
         {"kind": "cuda", "arch": arch, "max_threads_per_block": 1024, "thread_warp_size": 32,
          "max_shared_memory_per_block": ARCHITECTURES[arch]},

@@ -58,7 +58,7 @@ class CudaTile:
         Groups of warps that share the channels of a stage, 64 for each at least.
     wgmma
         Whether four warps multiply together (sm_90a; activations of 8 bits): ``warps_m`` is a
-        multiple of 4, ``bk`` 64 or 128, a warp has at most 256 columns, there are three stages.
+        multiple of 4, ``bk`` 64 or 128; a warp has at most 256 columns; three stages at least.
     """
 
     bm: int

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from .device import DeviceFunction, function
 
-__all__ = ["WARPGROUP", "WIDTHS"]
+__all__ = ["WARPGROUP"]
 
-WIDTHS = tuple(range(32, 257, 32))
+_WIDTHS = tuple(range(32, 257, 32))
 """Columns of a product."""
 
 
@@ -37,7 +37,7 @@ def _asm(name: str, text: str) -> DeviceFunction:
 
 
 WARPGROUP = [
-    *(_product(kind, width) for kind in ("s8", "u8") for width in WIDTHS),
+    *(_product(kind, width) for kind in ("s8", "u8") for width in _WIDTHS),
     # Matrices of 8 rows of 16 bytes: `leading` bytes from one to the next along K (form 0),
     # `stride` bytes from 8 rows to the next 8; forms 1, 2: rows of 128, 64 bytes whose 16-byte
     # chunks are permuted by an exclusive or with bits 7 and up of the address.

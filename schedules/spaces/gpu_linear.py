@@ -89,6 +89,8 @@ def gpu_linear_space(task: Task, isa: ISA) -> Space:
     shared = _room(isa.name)
     unit = int(task.fields["unit"])
     default = asdict(gpu_linear_tile(task, isa.name))
+    if not is_hopper(isa.name):
+        del default["wgmma"]  # points are as they were before there was a choice
 
     def allowed(point: Point) -> bool:
         try:
@@ -120,9 +122,9 @@ def gpu_linear_space(task: Task, isa: ISA) -> Space:
         "warps_n": [1, 2, 4],
         "stages": [2, 3, 4, 5],
         "warps_k": [1, 2, 4],
-        "wgmma": [False, True] if is_hopper(isa.name) else [False],
     }
     if is_hopper(isa.name):
-        parameters |= {"bn": [32, 64, 96, 128, 192, 256], "warps_m": [1, 2, 4, 8, 12, 16],
+        parameters |= {"wgmma": [False, True],
+                       "bn": [32, 64, 96, 128, 192, 256], "warps_m": [1, 2, 4, 8, 12, 16],
                        "stages": [2, 3, 4, 5, 6]}
     return Space(parameters, default, lambda point: point == default or allowed(point), cost)

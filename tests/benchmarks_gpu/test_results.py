@@ -329,4 +329,4 @@ def test_no_device_is_one_line(
 def test_a_device_that_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device.ctypes, "CDLL", lambda _: Driver(capability=100))
     assert device.why_not("sm_90") == ""
-    assert "for sm_90a, and this device is sm_100" in device.why_not("sm_90a")
+    assert "sm_90a alone, and this device is sm_100: make a bundle" in device.why_not("sm_90a")

@@ -47,6 +47,8 @@ def test_spaces(task: Task, arch: str) -> None:
     assert space is not None and space_of(task, AVX2) is None
     points = list(space.points())
     assert space.default in points and len(points) >= 6
+    if task.kind == "gpu_linear":  # a choice only where there is one
+        assert ("wgmma" in space.default) == (arch == "sm_90a")
     size = 2 if "int16→" in task.fields["dtypes"] else 1
     for point in points:
         if task.kind == "gpu_attention":

@@ -65,9 +65,11 @@ def reason_not_here(description: Mapping[str, Any]) -> str:
         missing = _missing_library()
         return (f"the code is for an NVIDIA GPU ({needed}), and TVM finds none on this machine"
                 f"{missing and f' (without {missing})'}")
-    if capability(here) < capability(needed) or (
-            needed[-1:].isalpha() and capability(here) != capability(needed)):
+    if capability(here) < capability(needed):
         return f"the code is for {needed}, and this machine's GPU is {here}"
+    if needed[-1:].isalpha() and capability(here) != capability(needed):
+        return (f"the code is for {needed} alone, and this machine's GPU is {here}: compile for "
+                f"{needed[:-1]}")
     return ""
 
 

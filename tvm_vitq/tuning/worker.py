@@ -61,8 +61,8 @@ def build(folder: Path, point: dict[str, Any], out: Path, target: Any) -> None:
         library.export_library(path, cc=linker, fpack_imports=made.pack)
     # The default is what compile takes, whatever it spills.
     other = point != space_of(job.task, isa).default  # type: ignore[union-attr]
-    if other and any(used.spills for used in made.resources.values()):
-        raise ValueError("ptxas spills registers to local memory")
+    if other and any(used.spills or used.serialized for used in made.resources.values()):
+        raise ValueError("ptxas spills registers, or has products wait for each other")
 
 
 def read_arguments(

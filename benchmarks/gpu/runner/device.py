@@ -48,9 +48,10 @@ def why_not(arch: str) -> str:
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         parts.append(value.value)
     here, wanted = 10 * parts[0] + parts[1], int("".join(filter(str.isdigit, arch)) or 0)
-    # Code for sm_90a, say, runs there and nowhere else.
-    runs = here == wanted if arch[-1:].isalpha() else here >= wanted
-    return "" if runs else f"the artefacts are for {arch}, and this device is sm_{here}"
+    if arch[-1:].isalpha() and here > wanted:  # code for sm_90a, say, runs there and nowhere else
+        return (f"the artefacts are for {arch} alone, and this device is sm_{here}: make a bundle "
+                f"with --arch {arch[:-1]}")
+    return "" if here >= wanted else f"the artefacts are for {arch}, and this device is sm_{here}"
 
 
 def _nvidia_smi(fields: list[str]) -> list[str]:

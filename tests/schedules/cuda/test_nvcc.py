@@ -48,6 +48,9 @@ def test_report() -> None:
     report = resource_report(REPORT)
     assert report == {"b_kernel": Resources(255, 208, 12, 16, 1024),
                       "a_kernel": Resources(40, 0, 0, 0, 0)}
+    remark = "ptxas info : (C7511) Potential Performance Loss: wgmma.mma_async instructions are "
+    told = resource_report(f"{remark}serialized due to … in the function 'a_kernel'\n{REPORT}")
+    assert told["a_kernel"].serialized and not told["b_kernel"].serialized
     assert report["b_kernel"].spills
     assert not report["a_kernel"].spills
 

@@ -44,7 +44,7 @@ def test_each_kernel_gets_the_tag() -> None:
     assert found == count + b"".join([
         function(b"a", [b"blockIdx.x", b"threadIdx.x", TAG, dynamic]),
         function(b"bb", [b"threadIdx.x", TAG]), function(b"", [TAG])])
-    with pytest.raises(ValueError, match="not as expected"):
+    with pytest.raises(ValueError, match="not as TVM"):
         overlapping(found + b"\x00")
 
 
