@@ -23,7 +23,7 @@ import tvm_ffi
 
 from .lower import cuda_source, text_kept
 from .nvcc import Resources, compile_cuda, find_nvcc, ptx, resource_report, sass
-from .overlap import overlapping
+from .overlap import overlapping, packed_text
 from .target import is_hopper
 
 __all__ = ["CudaBuild", "compile_cuda", "cuda_build", "cuda_source", "find_nvcc", "ptx",
@@ -126,7 +126,7 @@ def _replaced(blob: bytes, source: bytes, binary: bytes, overlap: bool) -> bytes
     A module is stored as its length and then three fields: the format, the functions' names and
     launch parameters, and the code; a string is its length and its bytes, lengths 8 bytes each.
     """
-    head, tail = _string(b"cuda"), _string(source)
+    head, tail = packed_text(b"cuda"), packed_text(source)
     end = blob.index(tail) + len(tail)
     begin = blob.rindex(head, 0, end - len(tail))
     # The module's kind is such a string, too: its format is the one that the length leads to.
@@ -135,9 +135,5 @@ def _replaced(blob: bytes, source: bytes, binary: bytes, overlap: bool) -> bytes
     functions = blob[begin + len(head):end - len(tail)]
     if overlap:
         functions = overlapping(functions)
-    payload = _string(b"fatbin") + functions + _string(binary)
-    return blob[:begin - 8] + _string(payload) + blob[end:]
-
-
-def _string(text: bytes) -> bytes:
-    return len(text).to_bytes(8, "little") + text
+    payload = packed_text(b"fatbin") + functions + packed_text(binary)
+    return blob[:begin - 8] + packed_text(payload) + blob[end:]

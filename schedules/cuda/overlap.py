@@ -14,7 +14,7 @@ kernels are compiled without ``__restrict__``.
 
 from __future__ import annotations
 
-__all__ = ["OPTIONS", "overlapping"]
+__all__ = ["OPTIONS", "overlapping", "packed_text"]
 
 TAG = b"tirx.use_programtic_dependent_launch"
 _SHARED = b"tirx.use_dyn_shared_memory"
@@ -31,12 +31,12 @@ def overlapping(functions: bytes) -> bytes:
     read = _Reader(functions)
     out = [_number(count := read.number())]
     for _ in range(count):
-        out += [_text(read.text()), _text(read.text()), read.items(4)]
+        out += [packed_text(read.text()), packed_text(read.text()), read.items(4)]
         tags = [read.text() for _ in range(read.number())]
         # What says that shared memory is dynamic must stay the last.
         at = len(tags) - (tags[-1:] == [_SHARED])
         tags[at:at] = [TAG]
-        out += [_number(len(tags)), *map(_text, tags), read.items(4)]
+        out += [_number(len(tags)), *map(packed_text, tags), read.items(4)]
     if read.at != len(functions):
         raise ValueError("a packed CUDA module is not as TVM 0.27 writes it: install that version")
     return b"".join(out)
@@ -66,5 +66,6 @@ def _number(value: int) -> bytes:
     return value.to_bytes(8, "little")
 
 
-def _text(value: bytes) -> bytes:
+def packed_text(value: bytes) -> bytes:
+    """Return a string as it stands in packed modules: its length in 8 bytes, and itself."""
     return _number(len(value)) + value
