@@ -202,9 +202,9 @@ def test_no_local_memory_behind_a_gelu() -> None:
     """Whose gains stand in registers beside sums and parameters; rows and columns past the end."""
     case = linear_case("int8", 1001, 392, 384, "requant", "int16")
     tail, _, _ = gelu_tail(case.expected, "poly", channels=True)
-    choices = list({(cut.bm, cut.bn, cut.bk): cut for cut in warpgroup_tiles(SHARED)
+    choices = list({(cut.bm, cut.bn): cut for cut in warpgroup_tiles(SHARED)
                     if cut.bm * cut.bn <= MOST_OUTPUTS * cut.threads}.values())
-    assert len(choices) >= 12
+    assert len(choices) >= 6
     kernels = {f"k{i}": linears([case.func], [tail], cut) for i, cut in enumerate(choices)}
     _, resources = compile_cuda(lower(kernels, TARGET)[0], "sm_90a")
     for i, cut in enumerate(choices):
