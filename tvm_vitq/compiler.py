@@ -274,7 +274,7 @@ def compile_module(
             if is_gpu(description):
                 gpu = compile_gpu(kernels, tvm_target)
                 metadata["kernels"] = describe_gpu_kernels(kernels, gpu.build.resources,
-                                                           plans.plans)
+                                                           plans.plans, gpu.products)
                 metadata["gpu"] = {"launches": launches.counts, "float_boundary": gpu.boundary}
             else:
                 metadata["kernels"] = describe_kernels(kernels, plans.plans)

@@ -26,14 +26,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     bundle = verbs.add_parser("bundle", help="make a folder and an archive that travel")
-    bundle.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
+    bundle.add_argument("-o", "--output", type=Path, required=True,
+                        help="folder to make; the archive is beside it")  # fmt: skip
     bundle.add_argument("--models", nargs="+", help="[all]")
     bundle.add_argument("--batch", nargs="+", type=int, default=[8, 1, 64], help="[8 1 64]")
-    bundle.add_argument("--arch", default="sm_90a", help="target of tvm-vitq compile [sm_90a]")
+    bundle.add_argument("--arch", default="sm_90a",
+                        help="target of tvm-vitq compile [sm_90a: H100 and H200]")  # fmt: skip
     bundle.add_argument("--inputs", type=int, default=64, help="inputs with known logits [64]")
     bundle.add_argument("--samples", type=int, default=128, help="calibration images [128]")
     bundle.add_argument("--quantized", type=Path, help="folder to keep quantized models in")
-    bundle.add_argument("--verify-with", help="emulator for the artefacts")
+    bundle.add_argument("--verify-with", metavar="emulator",
+                        help="replay golden vectors: emulator, of a GPU")  # fmt: skip
     table = verbs.add_parser("table", help="print results and bars")
     table.add_argument("files", nargs="*", type=Path, help="[benchmarks/gpu/results/*.json]")
     return parser

@@ -31,6 +31,7 @@ from .rebatch import rebatch
 from .runner.inputs import derive
 from .runner.models import blocks_of
 from .runner.session import bound
+from .runner.tasks import digest
 
 __all__ = ["LIMIT", "add_network", "archive", "finish", "make"]
 
@@ -85,8 +86,11 @@ def make(
     """
     output = Path(output).resolve()
     arch = _check(output, batches, arch, inputs, samples, verify_with)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    except OSError as why:
+        raise VitqError(f"cannot write {output}: {why.strerror}") from why
     (draft / "artifacts").mkdir()
     (draft / "checks").mkdir()
     models: dict[str, Any] = {}
@@ -120,6 +124,9 @@ def _check(
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise VitqError(f"{output} is there already; name another folder or remove it")
+    packed = _archive_of(output)
+    if packed.exists():
+        raise VitqError(f"{packed} is there already; name another folder or remove it")
     counts = {"--batch": min(batches), "--inputs": inputs, "--samples": samples}
     for option, least in counts.items():
         if least < 1:
@@ -241,9 +248,16 @@ def finish(output: Path, models: Mapping[str, Any], arch: str) -> None:
     document = {
         "format": 1, "made": now, "arch": arch, "device": "cuda" if on_gpu else "cpu",
         "versions": {name: metadata.version(name) for name in _PACKAGES}, "models": dict(models),
+        "sha256": {str(path.relative_to(output)): digest(path)
+                   for folder in ("artifacts", "checks", "lib")
+                   for path in sorted((output / folder).iterdir())},
     }  # fmt: skip
     text = json.dumps(document, indent=1) + "\n"
     (output / "bundle.json").write_text(text, encoding="utf-8")
+
+
+def _archive_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".tar.xz")
 
 
 def archive(folder: Path, limit: int = LIMIT) -> Path:
@@ -254,7 +268,7 @@ def archive(folder: Path, limit: int = LIMIT) -> Path:
     VitqError
         If the archive is larger than ``limit`` bytes; it is left there.
     """
-    path = folder.with_name(folder.name + ".tar.xz")
+    path = _archive_of(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     with lzma.open(path, "wb", filters=_FILTERS) as packed, tarfile.open(
         fileobj=packed, mode="w"

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from benchmarks.gpu import bundle as bundles
 from benchmarks.gpu.__main__ import main as command
 from benchmarks.gpu.networks import Network, pooled_weights, prepare
 from benchmarks.gpu.rebatch import batch_of, rebatch
+from benchmarks.gpu.runner.tasks import digest
 from relay_passes.errors import VitqError
 from relay_passes.pipeline import lower
 from relay_passes.split_boundary import SplitBoundary
@@ -138,31 +141,62 @@ print(json.dumps(said))
     assert runners["ours"]["ratio"] == 1.0 and runners["torch fp32"]["median_us"] > 0
 
 
-def test_a_wrong_logit_is_found(folder: Path) -> None:
+@contextmanager
+def changed(folder: Path, name: str, data: bytes | None, known: bool = True) -> Iterator[None]:
+    """Replace a file of a bundle (None: remove it), with its digest if ``known``."""
+    path, manifest = folder / name, folder / "bundle.json"
+    before = path.read_bytes(), manifest.read_text()
+    try:
+        path.unlink()
+        if data is not None:
+            path.write_bytes(data)
+        if known:
+            document = json.loads(before[1])
+            document["sha256"][name] = digest(path)
+            manifest.write_text(json.dumps(document))
+        yield
+    finally:
+        path.write_bytes(before[0])
+        manifest.write_text(before[1])
+
+
+def test_a_wrong_logit_is_found(folder: Path, tmp_path: Path) -> None:
     checks = folder / "checks" / "mini.npz"
     with np.load(checks) as file:
-        right = file["logits"]
-    wrong = right.copy()
+        wrong = file["logits"]
     wrong[7, 2] += 1
-    try:
-        np.savez_compressed(checks, logits=wrong)
+    np.savez_compressed(tmp_path / "wrong.npz", logits=wrong)
+    with changed(folder, "checks/mini.npz", (tmp_path / "wrong.npz").read_bytes()):
         done = run(folder, "check")
-        assert done.returncode == 1 and "derived 1 of 45 different" in done.stdout
-    finally:
-        np.savez_compressed(checks, logits=right)
+    assert done.returncode == 1 and "derived 1 of 45 different" in done.stdout
 
 
-def test_damaged_checks(folder: Path) -> None:
-    checks = folder / "checks" / "mini.npz"
-    right = checks.read_bytes()
-    try:
-        for wrong in (right[:100], right[:70] + bytes([right[70] ^ 1]) + right[71:]):
-            checks.write_bytes(wrong)
+@pytest.mark.parametrize("name", ["checks/mini.npz", "artifacts/mini_b2.so",
+                                  "lib/libtvm_runtime.so"])
+def test_changed_files_are_refused(folder: Path, name: str) -> None:
+    """Before anything runs: a changed artefact would look like wrong kernels."""
+    right = (folder / name).read_bytes()
+    for wrong in (right[:100], right[:70] + bytes([right[70] ^ 1]) + right[71:], None):
+        with changed(folder, name, wrong, known=False):
             done = run(folder, "check")
-            assert done.returncode == 2 and done.stderr.count("\n") == 1
-            assert "checks/mini.npz is damaged: unpack or make it again" in done.stderr
-    finally:
-        checks.write_bytes(right)
+        what = "missing" if wrong is None else "damaged"
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"{name} is {what}: unpack or copy the bundle again" in done.stderr
+
+
+def test_what_could_not_be_compared_is_no_success(folder: Path, tmp_path: Path) -> None:
+    """Nor is it one if the same command goes on."""
+    with changed(folder, "checks/mini.npz", b"no archive"):
+        for _ in range(2):
+            done = run(folder, "--stages", "check", "--out", str(tmp_path / "r.json"))
+            assert done.returncode == 1 and "check/mini/b2" in done.stdout
+
+
+def test_without_numpy(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-S", "-m", "runner", "check"], cwd=folder, text=True,
+                          capture_output=True, check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "error: the runner needs numpy: pip install numpy\n"
 
 
 def test_command_line(folder: Path, tmp_path: Path) -> None:
@@ -222,9 +256,14 @@ def test_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_in_use(folder: Path) -> None:
+def test_folder_in_use(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(VitqError, match="is there already"):
         bundles.make(folder, {}, [1], "native")
+    (tmp_path / "made.tar.xz").touch()
+    with pytest.raises(VitqError, match=r"made.tar.xz is there already"):
+        bundles.make(tmp_path / "made", {}, [1], "native")
+    with pytest.raises(VitqError, match="cannot write /proc/made: "):
+        bundles.make(Path("/proc/made"), {}, [1], "native")
 
 
 def test_a_failed_bundle_leaves_nothing(

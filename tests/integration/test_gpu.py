@@ -60,7 +60,9 @@ def test_digits(digits: Path, cli: Cli) -> None:
     shapes = [kernel["shape"] for kernel in kernels if "linear" in kernel["op"]]
     assert [65, 192, 64] in shapes and [65, 64, 256] in shapes  # Q, K and V together; fc2
     assert all(kernel["macs"] == np.prod(kernel["shape"]) for kernel in kernels if "macs" in kernel)
+    assert {kernel.get("products") for kernel in kernels} == {None, "mma.sync", "dp4a"}
     shown = cli("inspect", digits).out
+    assert "mma.sync in" in shown
     assert "launches of" in shown and "the machine code had not run on a GPU" in shown
     assert "not shown: the machine code has not run" in cli("verify", digits, "--with",
                                                             "emulator").out

@@ -14,7 +14,7 @@ from relay_passes.errors import VitqError
 from schedules.cuda.compile import CudaBuild, cuda_build, ptx
 from schedules.cuda.lower import Kernel, lower
 
-from .gpu_kernels import check_ptx
+from .gpu_kernels import check_ptx, products_of
 
 __all__ = ["GpuCode", "compile_gpu"]
 
@@ -33,12 +33,15 @@ class GpuCode:
         Holds machine code and resources; to be given to the module's build.
     boundary
         Floating-point instructions of the boundary kernels: ``{kernel: {mnemonic: count}}``.
+    products
+        The instruction that multiplies, by kernel.
     """
 
     source: str
     launches: Mapping[str, Kernel]
     build: CudaBuild
     boundary: dict[str, dict[str, int]]
+    products: dict[str, str]
 
     def document(self) -> dict[str, Any]:
         """Return what an artefact keeps so that its kernels can be emulated."""
@@ -66,7 +69,8 @@ def compile_gpu(mod: tvm.IRModule, target: tvm.target.Target) -> GpuCode:
     try:
         source, launches = lower(funcs, target)
         build.compile(source)
-        boundary = check_ptx(ptx(source, arch))
+        texts = ptx(source, arch)
+        boundary = check_ptx(texts)
     except ValueError as why:
         raise VitqError(str(why)) from why
-    return GpuCode(source, launches, build, boundary)
+    return GpuCode(source, launches, build, boundary, products_of(texts))

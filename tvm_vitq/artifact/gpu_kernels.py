@@ -15,10 +15,12 @@ from schedules.operands import linear_shape, product
 
 from .disassemble import BOUNDARY_KERNELS
 
-__all__ = ["Launches", "check_ptx", "count_launches", "describe_gpu_kernels", "float_mnemonics"]
+__all__ = ["Launches", "check_ptx", "count_launches", "describe_gpu_kernels", "float_mnemonics",
+           "products_of"]
 
 _INSTRUCTION = re.compile(r"^\s*(?:@!?%\w+\s+)?([a-z]\w*(?:\.\w+(?:::\w+)?)+)", re.MULTILINE)
 _FLOAT = re.compile(r"\.(?:f16|f16x2|bf16|bf16x2|tf32|f32|f32x2|f64|e4m3x2|e5m2x2)\b")
+_PRODUCTS = ("wgmma", "mma.sync", "dp4a")
 _BLOCK = re.compile(r"^(.*?blocks_\d+)_")
 _BOUNDARY = re.compile(rf"^(?:{'|'.join(BOUNDARY_KERNELS)})\d*$")
 
@@ -59,8 +61,24 @@ def check_ptx(kernels: Mapping[str, str]) -> dict[str, dict[str, int]]:
     return found
 
 
+def products_of(kernels: Mapping[str, str]) -> dict[str, str]:
+    """Return the instruction that multiplies, by the name of a kernel's ``__global__`` function.
+
+    Kernels without one are left out.
+
+    Parameters
+    ----------
+    kernels
+        PTX text by that name.
+    """
+    found = {name: next((one for one in _PRODUCTS if one in text), "")
+             for name, text in kernels.items()}
+    return {name: one for name, one in found.items() if one}
+
+
 def describe_gpu_kernels(
-    mod: tvm.IRModule, resources: Mapping[str, Any], plans: Mapping[str, Any]
+    mod: tvm.IRModule, resources: Mapping[str, Any], plans: Mapping[str, Any],
+    products: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
     """Describe the kernels of a VM-ready module.
 
@@ -72,12 +90,15 @@ def describe_gpu_kernels(
         What each takes, by the name of its ``__global__`` function.
     plans
         Those that ``MatmulPlans`` kept.
+    products
+        What :func:`products_of` told.
 
     Returns
     -------
     dict
         Symbol -> ``op`` (of a group: its members' joined by ``+``), ``registers`` of a thread, and
-        ``local_bytes``: what it keeps in device memory for want of registers. Of matmuls by weights
+        ``local_bytes``: what it keeps in device memory for want of registers; ``products``, the
+        instruction that multiplies, of matmuls and attention. Of matmuls by weights
         also ``shape`` (``[M, N, K]``; of several side by side, N is that of all) and ``macs``.
     """
     kernels = {}
@@ -91,6 +112,8 @@ def describe_gpu_kernels(
             taken = resources[f"{name}_kernel"]
             entry["registers"] = taken.registers
             entry["local_bytes"] = taken.stack + taken.spill_stores + taken.spill_loads
+        if f"{name}_kernel" in products:
+            entry["products"] = products[f"{name}_kernel"]
         shape = [int(extent) for extent in func.attrs.get("vitq.shape", ())]
         plan = plans.get(name)
         if plan is not None and "linear" in plan.kind:

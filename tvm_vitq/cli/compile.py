@@ -178,7 +178,7 @@ def command(
         vectors = f"{document['vectors']} golden vectors"
         if document["equal"] is None:
             golden = f"{vectors} stored, not replayed here: {document['not_replayed']}"
-            golden += "; --verify-with names an emulator"
+            golden += "; --verify-with names an emulator (of GPU kernels: emulator)"
         else:
             golden = f"equal to the reference on {vectors} ({document['logits_compared']} logits)"
             if "replayed_with" in document:

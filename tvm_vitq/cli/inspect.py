@@ -15,7 +15,7 @@ from .common import DebugOption, JsonOption, emit, verb
 __all__ = ["command"]
 
 _REPLAYED = {
-    None: "nothing yet: run 'tvm-vitq verify' where there is a GPU",
+    None: "nothing yet: run 'tvm-vitq verify' where there is a GPU, anywhere '--with emulator'",
     "emulator": "emulator; the machine code had not run on a GPU when this was compiled",
 }
 """What replayed a GPU artefact's golden vectors when it was compiled, in words."""
@@ -105,8 +105,11 @@ def _gpu_facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     spilled = sum(kernel.get("local_bytes", 0) for kernel in kernels)
     most = max(kernel.get("registers", 0) for kernel in kernels)
     replayed = report["golden"]["replayed_with"]
+    products = Counter(kernel["products"] for kernel in kernels if "products" in kernel)
     return [
         ("GPU kernels", words),
+        ("GPU products", ", ".join(f"{name} in {count} kernels"
+                                   for name, count in products.most_common()) or "none"),
         ("GPU registers", f"at most {most} a thread, {spilled} bytes of local memory"),
         ("replayed with", _REPLAYED.get(replayed, replayed)),
     ]

@@ -27,7 +27,7 @@ _HERE = Path(__file__).resolve().parent.parent
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m runner", description=__doc__)
     parser.add_argument("verb", nargs="?", default="run", choices=("run", "check", "table", "work"),
-                        help="run (default), check, table; work is run's own child")  # fmt: skip
+                        metavar="VERB", help="run (default), check, table")  # fmt: skip
     parser.add_argument("files", nargs="*", type=Path, help="results, for table")
     parser.add_argument("--bundle", type=Path, default=_HERE, help="folder with bundle.json")
     parser.add_argument("--out", type=Path, default=Path("results.json"),
@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0 done, 1 logits differ, 2 wrong input.
+    """Run the command line; return the exit status.
+
+    0: done; 1: logits differ, or could not be compared; 2: wrong input.
 
     130 if it was stopped: what was measured is in the results file, and the same command goes on.
     """
@@ -92,6 +94,8 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
     why = why_not(bundle.manifest["arch"]) if bundle.device == "cuda" else ""
     if why:
         raise RuntimeFailure(why)
+    if options.verb != "work":
+        bundle.check_files()
     if options.verb == "check":
         return _check(options, bundle)
     stages = [*options.stages, *(["sanitize"] if options.sanitize is not None else [])]
@@ -111,7 +115,8 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
         results = sit(bundle, todo, options.out.resolve(), bundle.device, options.budget, child)
     print("\n" + tables(results.document))
     checks = [entry for model in results.document["checks"].values() for entry in model.values()]
-    return 0 if all(entry["equal"] for entry in checks) else 1
+    failed = [key for key in results.document["tasks"]["failed"] if key.startswith("check/")]
+    return 0 if all(entry["equal"] for entry in checks) and not failed else 1
 
 
 def _note(path: Path, task: Task) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import shutil
 import subprocess
@@ -57,6 +58,15 @@ class Task:
                          *([f"b{self.batch}"] if self.batch else [])])  # fmt: skip
 
 
+def digest(path: Path) -> str:
+    """Return a file's SHA-256."""
+    with path.open("rb") as file:
+        found = hashlib.sha256()
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
 class Bundle:
     """The folder that ``python -m benchmarks.gpu bundle`` made.
 
@@ -67,7 +77,8 @@ class Bundle:
     manifest
         ``bundle.json``: ``made``, ``arch``, ``versions`` and ``models``: for each ``architecture``,
         ``blocks`` (how many), ``weights`` (real or random), ``recipe``, ``checks`` (file of
-        expected logits), ``artifacts`` (by batch) and ``bars`` (whether the bars speak of it).
+        expected logits), ``artifacts`` (by batch) and ``bars`` (whether the bars speak of it);
+        ``sha256`` of files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,6 +86,20 @@ class Bundle:
         self.manifest = read_json(self.folder / "bundle.json", "the bundle's description")
         self.device = str(self.manifest["device"])
         self.models: dict[str, dict[str, Any]] = self.manifest["models"]
+
+    def check_files(self) -> None:
+        """Refuse a file that has changed since the bundle was made, or is missing.
+
+        Raises
+        ------
+        ValueError
+            Names the first.
+        """
+        for name, expected in self.manifest.get("sha256", {}).items():
+            path = self.folder / name
+            if not path.is_file() or digest(path) != expected:
+                raise ValueError(f"{path} is {'damaged' if path.is_file() else 'missing'}: unpack "
+                                 "or copy the bundle again")
 
     def artifact(self, model: str, batch: int) -> Path:
         """Return the path of an artefact."""
