@@ -178,7 +178,7 @@ def command(
         vectors = f"{document['vectors']} golden vectors"
         if document["equal"] is None:
             golden = f"{vectors} stored, not replayed here: {document['not_replayed']}"
-            golden += "; --verify-with names an emulator (of GPU kernels: emulator)"
+            golden += "; --verify-with emulator or qemu-aarch64 replays them here"
         else:
             golden = f"equal to the reference on {vectors} ({document['logits_compared']} logits)"
             if "replayed_with" in document:
