@@ -29,7 +29,7 @@ from .epilogue import Finish, Result
 from .intrinsics import GROUP
 from .member import Member
 from .staging import CHUNK, Packed, Rows, Weights, choose, swizzle
-from .tile import CudaTile
+from .tile import REGISTERS, CudaTile
 from .writer import CudaWriter, pointer
 
 __all__ = ["TensorCoreLinears"]
@@ -49,7 +49,8 @@ class TensorCoreLinears:
         self.blocks = [-(-member.columns // tile.bn) for member in members]
         self.steps = int(first.weights.shape[1])
         self.ahead = tile.stages - 1  # steps that copies are ahead of products
-        self.registers: int | None = None  # of a thread, if ptxas should not choose
+        # Left to itself ptxas keeps to 128, say, and a few values in local memory.
+        self.registers = min(tile.registers(self.size) + 16, REGISTERS // tile.threads)
 
     def build(self, params: Sequence[Any], attrs: Mapping[str, Any]) -> tirx.PrimFunc:
         """Return the PrimFunc."""

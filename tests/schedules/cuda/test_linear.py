@@ -14,11 +14,19 @@ from hypothesis import strategies as st
 
 from schedules.cuda.compile import compile_cuda, ptx, sass
 from schedules.cuda.emulate import Emulator
+from schedules.cuda.linear import linears
 from schedules.cuda.lower import lower
 from schedules.cuda.target import resolve_cuda_target
 from schedules.cuda.tile import CHOICES, SHARED, SPARE, CudaTile, default_tile, tiles
 from tests.helpers.cuda import emulator, needs_nvcc, needs_nvdisasm
-from tests.helpers.cuda_linear import LinearCase, check, linear_case, main_loop, scheduled
+from tests.helpers.cuda_linear import (
+    LinearCase,
+    check,
+    gelu_tail,
+    linear_case,
+    main_loop,
+    scheduled,
+)
 
 SMALL = CudaTile(32, 32, 64, 2, 1, 3)
 
@@ -190,6 +198,26 @@ def test_no_local_memory(arch: str, dtype: str, kind: str, out_dtype: str) -> No
         found = resources[f"k{i}_kernel"]
         assert not found.spills, (tile, found)
         assert found.registers * tile.threads <= 65536, (tile, found)
+
+
+@needs_nvcc
+def test_no_local_memory_on_turing() -> None:
+    """Where copies go through registers: behind a GELU, and of three members.
+
+    Left to itself ptxas keeps a few values of both in local memory.
+    """
+    one = linear_case("int8", 97, 384, 384, "requant", "int16")
+    tail, _, _ = gelu_tail(one.expected, "poly", channels=True)
+    first = linear_case("int8", 1576, 192, 192)
+    three = [first, *(linear_case("int8", 1576, 192, 192, share=first.inputs[:1], seed=i)
+                      for i in (1, 2))]
+    kernels = {
+        "gelu": linears([one.func], [tail], CudaTile(96, 128, 64, 2, 4, 4)),
+        "three": linears([case.func for case in three], [None] * 3,
+                         CudaTile(128, 64, 64, 2, 2, 4)),
+    }
+    _, resources = compile_cuda(lower(kernels, resolve_cuda_target("sm_75"))[0], "sm_75")
+    assert not any(found.spills for found in resources.values()), resources
 
 
 @needs_nvcc
